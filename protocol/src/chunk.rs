@@ -1,0 +1,84 @@
+//! Bytes that have been checked.
+
+use bytes::Bytes;
+
+use crate::{id::ChunkId, limits::CHUNK_SIZE_MAX};
+
+/// Bytes that hash to `id`.
+///
+/// There is no other constructor than [`Chunk::verify`] and [`Chunk::of`], so holding a `Chunk`
+/// is proof that the check was made. Nothing downstream checks again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    id: ChunkId,
+    bytes: Bytes,
+}
+
+/// Why bytes were not accepted as the chunk that was asked for.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum VerifyError {
+    /// The bytes hash to something else.
+    #[error("asked for chunk {asked}, got bytes of {got}")]
+    Mismatch {
+        /// The id that was asked for.
+        asked: ChunkId,
+        /// The id of the bytes that came.
+        got: ChunkId,
+    },
+    /// More bytes than any chunk may have.
+    #[error("{size} bytes is more than a chunk may have ({CHUNK_SIZE_MAX})")]
+    TooLarge {
+        /// How many bytes came.
+        size: usize,
+    },
+}
+
+impl Chunk {
+    /// Checks that `bytes` are what `asked` names. Hashes them on the calling thread.
+    pub fn verify(asked: ChunkId, bytes: Bytes) -> Result<Self, VerifyError> {
+        if CHUNK_SIZE_MAX < bytes.len() {
+            return Err(VerifyError::TooLarge { size: bytes.len() });
+        }
+        let got = ChunkId::of(&bytes);
+        if got != asked {
+            return Err(VerifyError::Mismatch { asked, got });
+        }
+        Ok(Self { id: asked, bytes })
+    }
+
+    /// Names `bytes` by hashing them. For publishing: the bytes are ours.
+    pub fn of(bytes: Bytes) -> Self {
+        assert!(bytes.len() <= CHUNK_SIZE_MAX, "the chunker bounds chunks");
+        Self { id: ChunkId::of(&bytes), bytes }
+    }
+
+    /// The name of this chunk.
+    pub fn id(&self) -> ChunkId {
+        self.id
+    }
+
+    /// The bytes of this chunk.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_flipped_bit_is_refused() {
+        let chunk = Chunk::of(Bytes::from_static(b"layer 7"));
+        assert!(Chunk::verify(chunk.id(), Bytes::from_static(b"layer 7")).is_ok());
+        let err = Chunk::verify(chunk.id(), Bytes::from_static(b"layer 6")).unwrap_err();
+        assert!(matches!(err, VerifyError::Mismatch { asked, .. } if asked == chunk.id()));
+    }
+
+    #[test]
+    fn more_than_a_chunk_is_refused_unhashed() {
+        let bytes = Bytes::from(vec![0; CHUNK_SIZE_MAX + 1]);
+        let err = Chunk::verify(ChunkId::of(&bytes), bytes).unwrap_err();
+        assert_eq!(err, VerifyError::TooLarge { size: CHUNK_SIZE_MAX + 1 });
+    }
+}

@@ -1,0 +1,31 @@
+//! The words nodes use with each other.
+//!
+//! This crate is pure: no sockets, no files, no clock, no threads, no async. Everything here can be
+//! tested by calling a function and looking at what it returns.
+//!
+//! Reading order:
+//! - [`id`]: names. A [`ChunkId`] *is* the BLAKE3 hash of the bytes it names.
+//! - [`chunk`]: [`Chunk`], the only way to hold a chunk's bytes, and proof that they were checked.
+//! - [`range`]: part of a chunk, with the hashes that prove it belongs there.
+//! - [`manifest`]: which chunks make up which file, which bytes are which tensor, and which tensors
+//!   inference needs together.
+//! - [`bitmap`]: who has which chunks of a manifest.
+//! - [`contact`]: where a node's data plane listens, signed by that node.
+//! - [`wire`]: requests, replies, and the encoding of everything above. The only user of `bincode`.
+//! - [`limits`]: every upper bound of the protocol, and why it has that value.
+
+pub mod bitmap;
+pub mod chunk;
+pub mod contact;
+pub mod id;
+pub mod limits;
+pub mod manifest;
+pub mod range;
+pub mod wire;
+
+pub use bitmap::Bitmap;
+pub use chunk::Chunk;
+pub use contact::{Contact, SignedContact};
+pub use id::{ChunkId, ModelId, NodeId};
+pub use manifest::{Dtype, FileEntry, Group, GroupEntry, Manifest, Stack, TensorEntry};
+pub use range::VerifiedRange;

@@ -1,0 +1,43 @@
+//! Every upper bound of the protocol, in one place.
+//!
+//! A peer is a stranger, and so is a file. Nothing that arrives from one may choose how much memory,
+//! time or disk we spend; each constant says what it bounds and why it has the value it has.
+
+/// Bytes in a chunk. Large enough that a 7B model in 16 bits has under two thousand, small enough
+/// that a lost one costs little to fetch again.
+pub const CHUNK_SIZE_MAX: usize = 8 * 1024 * 1024;
+
+/// Bytes in an encoded manifest. A 700 GB mixture of experts in 90,000 chunks and as many tensors
+/// needs about 15 MiB.
+pub const MANIFEST_SIZE_MAX: usize = 64 * 1024 * 1024;
+
+/// Chunks a manifest may name: one for each 8 MiB of 8 TiB. Bounds bitmaps too.
+pub const MANIFEST_CHUNKS_MAX: usize = 1 << 20;
+
+/// Bytes in the path of a published file, as most file systems bound them.
+pub const PATH_SIZE_MAX: usize = 1024;
+
+/// Dimensions of a tensor. Nobody uses more than six.
+pub const TENSOR_RANK_MAX: usize = 16;
+
+/// Bytes in an encoded request. It names one chunk or model and a range, so it is tiny.
+pub const REQUEST_SIZE_MAX: usize = 256;
+
+/// Bytes in an encoded reply header: a size, or a reason for refusing.
+pub const REPLY_HEADER_SIZE_MAX: usize = 256;
+
+/// Bytes in an encoded bitmap: one bit for each chunk, and its length.
+pub const BITMAP_SIZE_MAX: usize = MANIFEST_CHUNKS_MAX / 8 + 16;
+
+/// Addresses in a contact record. A host with more interfaces than this names its first.
+pub const CONTACT_ADDRS_MAX: usize = 16;
+
+/// Bytes in an encoded signed contact record.
+pub const CONTACT_SIZE_MAX: usize = 1024;
+
+/// Requests a peer may have open at once on one connection. Enough to keep a fast link full with
+/// chunks, few enough that a greedy peer holds little of our memory.
+pub const STREAMS_PER_PEER_MAX: u32 = 64;
+
+const _: () = assert!(REQUEST_SIZE_MAX < CHUNK_SIZE_MAX);
+const _: () = assert!(CHUNK_SIZE_MAX <= u32::MAX as usize, "chunk sizes are sent as u32");
