@@ -1,0 +1,36 @@
+//! A node of the swarm: keeps chunks, serves them, finds them, and runs the model they make up.
+//!
+//! Follow one chunk from a peer to a logit, top to bottom; that is also the direction of imports:
+//!
+//! ```text
+//!   engine     asks for a group of tensors          (knows only `weights::Weights`; owns candle)
+//!   weights    asks for the chunks of a group       (knows only `source::ModelSource`)
+//!   fetch      store, then peers, then origin       (knows `Directory` and `Dialer`)
+//!   swarm      who has it: the DHT                  (owns libp2p)
+//!   transfer   bytes from one peer                  (owns quinn)
+//!   store      chunks on disk                       (owns sled)
+//!   source     anything that may have chunks        (a folder, a bucket, a web server)
+//!   identity   one key for both planes              (names both)
+//!   journal    what happened, for those who ask
+//! ```
+//!
+//! [`Node`] is the one place where these are put together; [`publish`] turns folders into models
+//! and back; [`rpc`] lets other programs drive the node, and [`cli`] is one of them.
+
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod fetch;
+pub mod identity;
+pub mod journal;
+pub mod node;
+pub mod publish;
+pub mod rpc;
+pub mod source;
+pub mod store;
+pub mod swarm;
+pub mod transfer;
+pub mod weights;
+
+pub use config::Config;
+pub use node::Node;

@@ -1,0 +1,104 @@
+//! Where chunks come from, and what this node gives to others.
+//!
+//! A local cache, a folder, a bucket, a web server and a crowd of peers differ in everything except
+//! the question asked of them. [`ChunkSource`] is that question for one chunk, [`ModelSource`] is
+//! the same question from someone who runs a model and waits, and [`Library`] is the other side:
+//! what peers may ask of us.
+
+mod memory;
+mod object;
+
+#[cfg(test)]
+pub(crate) mod conformance;
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use surf_protocol::{Bitmap, Chunk, ChunkId, ModelId, VerifiedRange, manifest::ChunkEntry};
+
+pub use memory::Memory;
+pub use object::Object;
+
+/// Something that may have chunks.
+///
+/// # Contract
+///
+/// - `Ok(None)` means "not here", and is cheap and ordinary. `Err` means "could not tell".
+/// - The result is a [`Chunk`], so it has been checked; a source cannot hand out bad bytes.
+/// - A source never reads more than `chunk.size` bytes, whatever the other side sends.
+/// - Dropping the future is always safe: at worst the work is lost.
+/// - There are no default methods. A wrapper that forgets one must not compile.
+pub trait ChunkSource: fmt::Debug + Send + Sync {
+    /// The chunk `chunk.id`, if it is here.
+    fn get(&self, chunk: ChunkEntry) -> BoxFuture<'_, Result<Option<Chunk>, SourceError>>;
+}
+
+/// The chunks of one model, for someone who computes with them.
+///
+/// # Contract
+///
+/// - The same chunk asked for twice at once is fetched once.
+/// - A chunk asked for again with more urgency is moved forward.
+/// - Dropping the future withdraws the wish; what has arrived by then is kept.
+pub trait ModelSource: fmt::Debug + Send + Sync {
+    /// A chunk of the model. Waits while anyone who may have it can be asked.
+    fn chunk(&self, chunk: ChunkEntry, urgency: Urgency) -> BoxFuture<'_, Result<Chunk, SourceError>>;
+
+    /// Some bytes of a chunk, without the rest. From the chunk, if that is here.
+    fn range(
+        &self,
+        chunk: ChunkEntry,
+        range: Range<u32>,
+    ) -> BoxFuture<'_, Result<VerifiedRange, SourceError>>;
+}
+
+/// How soon a chunk is needed. The smaller goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Urgency {
+    /// Inference needs it, after everything with a smaller number.
+    Deadline(u64),
+    /// It should come, some time.
+    Background,
+}
+
+/// What this node gives to its peers.
+///
+/// # Contract
+///
+/// - Bytes given out by [`Library::serve`] were whole when they were last looked at, and have not
+///   changed since as far as the file system can tell; the asker verifies them again.
+/// - `Ok(None)` means "not here".
+pub trait Library: fmt::Debug + Send + Sync {
+    /// The encoded manifest of `model`.
+    fn manifest(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>>;
+
+    /// Which chunks of `model` are here, by its manifest's chunk list.
+    fn have(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bitmap>, SourceError>>;
+
+    /// The bytes of a chunk.
+    fn serve(&self, id: ChunkId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>>;
+}
+
+/// A source that could not tell whether it has the chunk, or that everyone failed to give it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SourceError {
+    /// Nobody who can be reached has it.
+    #[error("nobody reachable holds chunk {0}")]
+    Missing(ChunkId),
+    /// A source failed.
+    #[error("{origin}: {cause}")]
+    Failed {
+        /// Which source, in words.
+        origin: String,
+        /// What went wrong. `Arc`, so that one failure can be given to every waiter.
+        cause: Arc<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl SourceError {
+    /// The failure `cause` of the source called `origin`.
+    pub fn failed(origin: impl ToString, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Failed { origin: origin.to_string(), cause: Arc::from(cause.into()) }
+    }
+}

@@ -1,0 +1,4 @@
+//! object: being written.
+/// x
+#[derive(Debug)]
+pub struct Object;

@@ -1,0 +1,80 @@
+//! What the engine may ask for.
+//!
+//! [`Weights`] is all that `engine` knows of the rest of the node. It blocks, and it speaks of
+//! tensors, not of chunks, peers or files; so a model runs the same from memory, from disk, or from
+//! a swarm, and its tests need none of them.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use bytes::Bytes;
+use surf_protocol::{Dtype, Group, Manifest};
+
+use crate::source::SourceError;
+
+/// Where a model gets its parameters.
+///
+/// Both methods block until the bytes are here; call them from a thread that may block.
+pub trait Weights: fmt::Debug + Send + Sync {
+    /// The table of contents.
+    fn manifest(&self) -> &Manifest;
+
+    /// The tensors of `group`.
+    ///
+    /// Asking for a group is also the hint that the ones after it come next, in the order of
+    /// [`Manifest::groups`], and that the previous streamed one has been used and may go.
+    fn group(&self, group: &Group) -> Result<Arc<Tensors>, WeightsError>;
+
+    /// Rows of the table `tensor`, in the order asked for: a tensor of `rows.len()` by the table's
+    /// other dimensions. Fetches no more of the table than these rows need, unless the table is
+    /// needed whole anyway.
+    fn rows(&self, tensor: &str, rows: &[u32]) -> Result<RawTensor, WeightsError>;
+}
+
+/// The tensors of one group.
+#[derive(Debug, Default)]
+pub struct Tensors {
+    /// By their names in the manifest.
+    pub tensors: HashMap<String, RawTensor>,
+    /// Whether they stay in memory from pass to pass, so that what is made of them may too.
+    pub resident: bool,
+}
+
+/// A tensor in host memory, not yet on any device.
+#[derive(Clone, Debug)]
+pub struct RawTensor {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Little-endian elements. A large tensor comes in several pieces, each a run of whole rows (of
+    /// the outermost dimension), so that it need not be joined before it is used; a tensor whose
+    /// single row exceeds a chunk is joined into one piece. Alignment is not promised.
+    pub pieces: Vec<Bytes>,
+}
+
+/// Parameters could not be had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The model has no such group.
+    #[error("the model has no {0}")]
+    NoSuchGroup(Group),
+    /// The model has no such tensor.
+    #[error("the model has no tensor {0:?}")]
+    NoSuchTensor(String),
+    /// A row past the end of its table.
+    #[error("tensor {tensor:?} has {rows} rows; row {row} was asked for")]
+    NoSuchRow {
+        /// The table.
+        tensor: String,
+        /// How many rows it has.
+        rows: usize,
+        /// The row.
+        row: u32,
+    },
+    /// The bytes did not come.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The node is stopping.
+    #[error("the node is stopping")]
+    Stopped,
+}
