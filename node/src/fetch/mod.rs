@@ -2,16 +2,35 @@
 //!
 //! What this needs from the outside are two traits, so that the simulator can run this very code
 //! against a network it controls: [`Directory`] says who may have something, [`Dialer`] gets bytes
-//! from one peer. Neither is trusted.
+//! from one peer. Neither is trusted: every byte is verified before anything reads it.
+//!
+//! - [`schedule`]: which chunk to ask of which peer next. Pure.
+//! - [`Fetcher`]: the handle. [`Model`] is the same for one model: what runs it asks.
+//! - `task`: owns the schedule, starts requests, answers those who wait.
+//! - `lookup`: finds out who has what of one model.
+//! - `request`: one request to one peer, to its end: verified bytes, or why not.
+//! - `traffic`: where every byte came from.
+
+mod fetcher;
+mod lookup;
+mod model;
+mod request;
+pub mod schedule;
+mod task;
+mod traffic;
 
 use std::{fmt, net::SocketAddr};
 
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 use surf_protocol::{
-    ChunkId, ModelId, NodeId,
+    ChunkId, Group, ModelId, NodeId,
     wire::{Refusal, Request},
 };
+
+pub use fetcher::{Fetcher, Parts};
+pub use model::Model;
+pub use traffic::{Source, Traffic};
 
 /// A node, and where its data plane may be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +50,25 @@ pub enum Key {
     Group([u8; 32]),
     /// Who has a chunk, whatever model it is of.
     Chunk(ChunkId),
+}
+
+impl Key {
+    /// The key of a group of a model.
+    pub fn group(model: ModelId, group: &Group) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("surf-node 2026-11 group of a model");
+        hasher.update(model.as_bytes());
+        hasher.update(group.to_string().as_bytes());
+        Self::Group(*hasher.finalize().as_bytes())
+    }
+
+    /// What the directory stores it under.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        match self {
+            Self::Model(id) => id.as_bytes(),
+            Self::Group(hash) => hash,
+            Self::Chunk(id) => id.as_bytes(),
+        }
+    }
 }
 
 /// Who has what.

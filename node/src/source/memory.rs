@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use surf_protocol::{Bitmap, Chunk, ChunkId, Manifest, ModelId, VerifiedRange, manifest::ChunkEntry};
 
-use super::{ChunkSource, Library, ModelSource, SourceError, Urgency};
+use super::{ChunkSource, Keeper, Library, ModelSource, SourceError, Urgency};
 
 /// Chunks and manifests in memory.
 #[derive(Debug, Default)]
@@ -53,6 +53,17 @@ impl ChunkSource for Memory {
     fn get(&self, chunk: ChunkEntry) -> BoxFuture<'_, Result<Option<Chunk>, SourceError>> {
         let found = self.chunk(chunk.id);
         Box::pin(async move { Ok(found) })
+    }
+}
+
+impl Keeper for Memory {
+    fn keep(&self, chunk: Chunk) -> BoxFuture<'_, Result<(), SourceError>> {
+        self.put(chunk);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn contains(&self, id: ChunkId) -> bool {
+        self.held().chunks.contains_key(&id)
     }
 }
 

@@ -34,6 +34,20 @@ pub trait ChunkSource: fmt::Debug + Send + Sync {
     fn get(&self, chunk: ChunkEntry) -> BoxFuture<'_, Result<Option<Chunk>, SourceError>>;
 }
 
+/// A source that also keeps what it is given.
+///
+/// # Contract
+///
+/// - When [`Keeper::keep`] returns `Ok`, the chunk survives a crash and [`ChunkSource::get`] finds it.
+/// - [`Keeper::contains`] is fast: it may be asked for every chunk of a model at once.
+pub trait Keeper: ChunkSource {
+    /// Keeps `chunk`.
+    fn keep(&self, chunk: Chunk) -> BoxFuture<'_, Result<(), SourceError>>;
+
+    /// Whether a chunk is here.
+    fn contains(&self, id: ChunkId) -> bool;
+}
+
 /// The chunks of one model, for someone who computes with them.
 ///
 /// # Contract

@@ -1,0 +1,145 @@
+//! The handle through which the node asks for what it does not have.
+
+use std::sync::Arc;
+
+use surf_protocol::{Chunk, Manifest, ModelId, VerifiedRange, manifest::ChunkEntry};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Dialer, Directory, Key, Model, Peer, Traffic,
+    request::{Asker, RequestError},
+    task::{Command, Task, Wish},
+};
+use crate::{
+    config,
+    journal::Journal,
+    source::{ChunkSource, Keeper, SourceError, Urgency},
+};
+
+/// Questions waiting for the fetching task. Beyond this, askers wait.
+const COMMANDS_MAX: usize = 1024;
+
+/// A way to ask for chunks. Cloning it is cheap; fetching ends when the last one is dropped.
+#[derive(Clone, Debug)]
+pub struct Fetcher {
+    commands: mpsc::Sender<Command>,
+    keeper: Arc<dyn Keeper>,
+    directory: Arc<dyn Directory>,
+    asker: Asker,
+}
+
+/// What fetching is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Asked first, and given what comes.
+    pub keeper: Arc<dyn Keeper>,
+    /// Says who may have what.
+    pub directory: Arc<dyn Directory>,
+    /// Gets bytes from a peer.
+    pub dialer: Arc<dyn Dialer>,
+    /// Asked when no peer has a chunk, in this order, by name.
+    pub origins: Vec<(String, Arc<dyn ChunkSource>)>,
+    /// Told what arrives.
+    pub journal: Arc<Journal>,
+    /// Seed of the dice.
+    pub seed: u64,
+}
+
+impl Fetcher {
+    /// Starts the task that fetches.
+    pub fn start(parts: Parts, config: &config::Fetch) -> Self {
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let asker = Asker { dialer: Arc::clone(&parts.dialer), stall: config.stall };
+        let (keeper, directory) = (Arc::clone(&parts.keeper), Arc::clone(&parts.directory));
+        tokio::spawn(Task::new(parts, asker.clone(), receiver).run());
+        Self { commands, keeper, directory, asker }
+    }
+
+    /// One model, for someone who computes with it.
+    pub fn model(&self, manifest: Arc<Manifest>) -> Model {
+        Model::new(self.clone(), Arc::clone(&self.keeper), manifest)
+    }
+
+    /// The manifest of `model`, from a peer. `None` if nobody who can be reached has it.
+    pub async fn manifest(&self, model: ModelId) -> Result<Option<Manifest>, SourceError> {
+        let named = self.directory.providers(Key::Model(model)).await;
+        let named = named.map_err(|error| SourceError::failed("swarm", error))?;
+        let known = self.command(|reply| Command::Known { reply }).await?;
+        for peer in named.iter().chain(known.iter().filter(|peer| !named.contains(peer))) {
+            match self.asker.manifest(peer, model).await {
+                Ok(manifest) => return Ok(Some(manifest)),
+                Err(failed) => {
+                    tracing::debug!(?peer, error = %failed.error, "no manifest");
+                    self.blame(peer, &failed.error).await?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// What has come for `model` so far.
+    pub async fn traffic(&self, model: ModelId) -> Result<Traffic, SourceError> {
+        self.command(|reply| Command::Traffic { model, reply }).await
+    }
+
+    pub(super) async fn chunk(
+        &self,
+        manifest: &Arc<Manifest>,
+        chunk: ChunkEntry,
+        urgency: Urgency,
+    ) -> Result<Chunk, SourceError> {
+        let manifest = Arc::clone(manifest);
+        self.command(|reply| Command::Want(Wish { manifest, chunk, urgency, reply })).await?
+    }
+
+    /// Some bytes of a chunk from a peer. `None` if no peer gave them.
+    pub(super) async fn range(
+        &self,
+        manifest: &Arc<Manifest>,
+        chunk: ChunkEntry,
+        range: std::ops::Range<u32>,
+    ) -> Result<Option<VerifiedRange>, SourceError> {
+        let manifest = Arc::clone(manifest);
+        let model = manifest.id();
+        let holders = self.command(|reply| Command::Holders { manifest, chunk, reply }).await?;
+        for peer in holders {
+            match self.asker.range(&peer, chunk, range.clone()).await {
+                Ok(range) => {
+                    let (bytes, start) = (range.bytes().len() as u64, range.range().start);
+                    self.send(Command::RangeCame { model, chunk, start, bytes, peer: peer.id }).await?;
+                    return Ok(Some(range));
+                }
+                Err(failed) => self.blame(&peer, &failed.error).await?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Has a peer that lied dropped.
+    async fn blame(&self, peer: &Peer, error: &RequestError) -> Result<(), SourceError> {
+        match error {
+            RequestError::Lied(_) | RequestError::Size { .. } => {
+                tracing::warn!(?peer, %error, "a peer lied and is dropped");
+                self.send(Command::Lied { peer: peer.id }).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn command<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, SourceError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply)).await?;
+        answer.await.map_err(|_| stopped())
+    }
+
+    async fn send(&self, command: Command) -> Result<(), SourceError> {
+        self.commands.send(command).await.map_err(|_| stopped())
+    }
+}
+
+fn stopped() -> SourceError {
+    SourceError::failed("fetch", "the node is stopping")
+}

@@ -1,0 +1,156 @@
+//! One request to one peer, to its end: verified bytes, or why not.
+//!
+//! A peer that sends nothing for a while is given up, however much it has sent before: time is
+//! counted from the last byte, not from the start, so a slow link is no stall.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use surf_protocol::{
+    Bitmap, Chunk, Manifest, ModelId, VerifiedRange,
+    chunk::VerifyError,
+    limits::{BITMAP_SIZE_MAX, MANIFEST_SIZE_MAX},
+    manifest::ChunkEntry,
+    range, wire,
+    wire::{Refusal, Request},
+};
+use tokio::time::timeout;
+
+use super::{Body, DialError, Dialer, Peer};
+
+/// Chunks smaller than this are hashed where they arrive; a thread of its own would cost more.
+const HASH_INLINE_MAX: usize = 256 * 1024;
+
+/// How long a peer may take to answer at all, on top of the time it may be silent: connecting and
+/// finding the bytes are part of it.
+const HEAD_EXTRA: Duration = Duration::from_secs(5);
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RequestError {
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("nothing came for {0:?}")]
+    Stalled(Duration),
+    #[error("{got} bytes were announced where {expected} were expected")]
+    Size { got: u64, expected: u64 },
+    #[error("wrong bytes: {0}")]
+    Lied(String),
+}
+
+/// A failed request, with the bytes that came for nothing.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: RequestError,
+    pub(super) wasted: u64,
+}
+
+impl<E: Into<RequestError>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), wasted: 0 }
+    }
+}
+
+/// Asks for peers' bytes.
+#[derive(Clone, Debug)]
+pub(super) struct Asker {
+    pub(super) dialer: Arc<dyn Dialer>,
+    /// How long a peer may send nothing.
+    pub(super) stall: Duration,
+}
+
+impl Asker {
+    /// A whole chunk, verified.
+    pub(super) async fn chunk(&self, peer: &Peer, chunk: ChunkEntry) -> Result<Chunk, Failed> {
+        let body = self.head(peer, Request::Chunk(chunk.id)).await?;
+        if body.size != u64::from(chunk.size) {
+            return Err(RequestError::Size { got: body.size, expected: chunk.size.into() }.into());
+        }
+        let bytes = self.collect(body).await?;
+        let wasted = bytes.len() as u64;
+        verify(chunk, bytes)
+            .await
+            .map_err(|error| Failed { error: RequestError::Lied(error.to_string()), wasted })
+    }
+
+    /// Some bytes of a chunk, verified.
+    pub(super) async fn range(
+        &self,
+        peer: &Peer,
+        chunk: ChunkEntry,
+        range: std::ops::Range<u32>,
+    ) -> Result<VerifiedRange, Failed> {
+        let size_max = range::encoded_size_max(range.end.saturating_sub(range.start)) as u64;
+        let request = Request::Range { id: chunk.id, range: range.clone() };
+        let slice = self.bounded(peer, request, size_max).await?;
+        VerifiedRange::verify(chunk.id, chunk.size, range, &slice).map_err(|error| Failed {
+            error: RequestError::Lied(error.to_string()),
+            wasted: slice.len() as u64,
+        })
+    }
+
+    /// A manifest that hashes to `model`, checked.
+    pub(super) async fn manifest(&self, peer: &Peer, model: ModelId) -> Result<Manifest, Failed> {
+        let bytes = self.bounded(peer, Request::Manifest(model), MANIFEST_SIZE_MAX as u64).await?;
+        let lied = |why: String| Failed { error: RequestError::Lied(why), wasted: bytes.len() as u64 };
+        if ModelId::of(&bytes) != model {
+            return Err(lied("another manifest".to_owned()));
+        }
+        Manifest::decode(&bytes).map_err(|error| lied(error.to_string()))
+    }
+
+    /// Which chunks of `manifest` the peer has.
+    pub(super) async fn have(&self, peer: &Peer, manifest: &Manifest) -> Result<Bitmap, Failed> {
+        let bytes = self.bounded(peer, Request::Have(manifest.id()), BITMAP_SIZE_MAX as u64).await?;
+        wire::decode_bitmap(&bytes, manifest.chunks().len())
+            .map_err(|error| RequestError::Lied(error.to_string()).into())
+    }
+
+    async fn bounded(&self, peer: &Peer, request: Request, size_max: u64) -> Result<Bytes, Failed> {
+        let body = self.head(peer, request).await?;
+        if size_max < body.size {
+            return Err(RequestError::Size { got: body.size, expected: size_max }.into());
+        }
+        self.collect(body).await
+    }
+
+    async fn head(&self, peer: &Peer, request: Request) -> Result<Body, RequestError> {
+        let head = timeout(self.stall + HEAD_EXTRA, self.dialer.ask(peer, request)).await;
+        Ok(head.map_err(|_| RequestError::Stalled(self.stall + HEAD_EXTRA))???)
+    }
+
+    /// All bytes of a body whose size has been checked.
+    async fn collect(&self, mut body: Body) -> Result<Bytes, Failed> {
+        let size = body.size as usize;
+        // A manifest may be large; room for it is made as it comes, not as it is announced.
+        let mut bytes = BytesMut::with_capacity(size.min(surf_protocol::limits::CHUNK_SIZE_MAX));
+        let failed = |error, got: usize| Failed { error, wasted: got as u64 };
+        while bytes.len() < size {
+            match timeout(self.stall, body.pieces.next()).await {
+                Err(_elapsed) => return Err(failed(RequestError::Stalled(self.stall), bytes.len())),
+                Ok(Some(Ok(piece))) if bytes.len() + piece.len() <= size => bytes.extend_from_slice(&piece),
+                Ok(Some(Ok(piece))) => {
+                    let got = (bytes.len() + piece.len()) as u64;
+                    return Err(failed(RequestError::Size { got, expected: body.size }, got as usize));
+                }
+                Ok(Some(Err(error))) => return Err(failed(error.into(), bytes.len())),
+                Ok(None) => {
+                    let error = RequestError::Size { got: bytes.len() as u64, expected: body.size };
+                    return Err(failed(error, bytes.len()));
+                }
+            }
+        }
+        Ok(bytes.freeze())
+    }
+}
+
+async fn verify(chunk: ChunkEntry, bytes: Bytes) -> Result<Chunk, VerifyError> {
+    if bytes.len() <= HASH_INLINE_MAX {
+        return Chunk::verify(chunk.id, bytes);
+    }
+    let hashing = tokio::task::spawn_blocking(move || Chunk::verify(chunk.id, bytes));
+    hashing.await.expect("hashing does not panic, and nobody aborts it")
+}
