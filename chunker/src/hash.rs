@@ -37,6 +37,9 @@ pub(crate) fn files(
     let work = || {
         let mut done = Vec::new();
         while let Some(&at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
             let outcome = file(&files[at], &plans[at], sink, &stop);
             let failed = outcome.is_err();
             done.extend(outcome.transpose().map(|outcome| (at, outcome)));
@@ -168,7 +171,7 @@ impl Reader<'_> {
     fn next(&mut self) -> Result<Option<Buffer>, CutError> {
         let Some(&size) = self.plan.next() else { return Ok(None) };
         let size = size as usize;
-        let spare = self.spare.take_if(|spare| size <= spare.len());
+        let spare = self.spare.take().filter(|spare| size <= spare.len());
         let mut memory = spare.unwrap_or_else(|| vec![0; size]);
         self.file.read_exact(&mut memory[..size]).map_err(|source| self.listed.failed(source))?;
         let memory = Bytes::from(memory);
@@ -178,9 +181,7 @@ impl Reader<'_> {
     /// Takes back the memory of a chunk that was handed over, unless the sink has kept it.
     fn reuse(&mut self, Buffer { bytes, memory }: Buffer) {
         drop(bytes);
-        if memory.is_unique() && self.spare.as_ref().is_none_or(|spare| spare.len() < memory.len()) {
-            self.spare = Some(memory.into());
-        }
+        self.spare = memory.is_unique().then(|| memory.into());
     }
 
     /// Checks that the file ends where it did, and was not touched.

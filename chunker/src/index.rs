@@ -28,8 +28,7 @@ pub(crate) fn sets(files: &[Listed], headers: &BTreeMap<usize, Header>) -> Resul
     // Sets are called by their index, or as their files are.
     let mut set_of: HashMap<usize, String> = HashMap::new();
     for index in files.iter().filter(|file| file.path.ends_with(INDEX_SUFFIX)) {
-        let fault = |fault| CutError::Index { index: index.seen.clone(), fault };
-        for at in check(index, files, headers)?.map_err(fault)? {
+        for at in check(index, files, headers)? {
             set_of.entry(at).or_insert_with(|| index.path.clone());
         }
     }
@@ -119,13 +118,14 @@ fn check(
     index: &Listed,
     files: &[Listed],
     headers: &BTreeMap<usize, Header>,
-) -> Result<Result<Vec<usize>, IndexFault>, CutError> {
+) -> Result<Vec<usize>, CutError> {
+    let fault = |fault| CutError::Index { index: index.seen.clone(), fault };
     if INDEX_SIZE_MAX < index.size {
-        return Ok(Err(IndexFault::TooLarge));
+        return Err(fault(IndexFault::TooLarge));
     }
     let mut json = vec![0; index.size as usize];
     index.open()?.read_exact(&mut json).map_err(|source| index.failed(source))?;
-    Ok(shards(&json, &index.path, files, headers))
+    shards(&json, &index.path, files, headers).map_err(fault)
 }
 
 fn shards(
@@ -142,13 +142,12 @@ fn shards(
         let (at, names) = match shards.get(&shard) {
             Some(known) => known,
             None => {
-                let missing = |tensor, shard| IndexFault::MissingShard { tensor, shard };
                 if !inside(&shard) {
                     return Err(IndexFault::Escapes { tensor, shard });
                 }
                 let path = format!("{folder}{shard}");
                 let Ok(at) = files.binary_search_by(|file| file.path.cmp(&path)) else {
-                    return Err(missing(tensor, shard));
+                    return Err(IndexFault::MissingShard { tensor, shard });
                 };
                 let tensors = headers.get(&at).map_or(&[][..], |header| &header.tensors);
                 let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();

@@ -78,6 +78,8 @@ fn every(step: u64, size: u64, cuts: &mut Vec<u32>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::header::Tensor;
 
@@ -140,5 +142,28 @@ mod tests {
         assert!(plain(0).is_empty());
         assert_eq!(plain(MAX), [8 << 20]);
         assert_eq!(plain(MAX + 1), [8 << 20, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_fill_the_file_and_tensors_start_them(
+            shapes in prop::collection::vec(prop::collection::vec(0..400u64, 0..4), 0..20),
+        ) {
+            let shapes: Vec<(&str, &[u64])> = shapes.iter().map(|shape| ("a", shape.as_slice())).collect();
+            let file = file(&shapes);
+            let cuts = cut(&shapes);
+            let mut starts = std::collections::BTreeSet::new();
+            let end = cuts.iter().fold(0, |start, &size| {
+                assert!(0 < size && u64::from(size) <= MAX);
+                starts.insert(start);
+                start + u64::from(size)
+            });
+            prop_assert_eq!(end, file.tensors.last().map_or(100, |last| last.offset + last.size));
+            for tensor in &file.tensors {
+                let after = tensor.offset + tensor.size;
+                let starts_one = starts.contains(&tensor.offset) && (after == end || starts.contains(&after));
+                prop_assert!(starts_one || tensor.size <= SMALL_SIZE_MAX);
+            }
+        }
     }
 }

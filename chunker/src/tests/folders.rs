@@ -126,7 +126,7 @@ fn what_cannot_be_published_is_named() {
     let odd = folder(&[("a", b"1")]);
     fs::write(odd.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9")), b"").unwrap();
     assert!(matches!(super::refused(odd.path()), CutError::NotUtf8 { .. }));
-    assert!(matches!(super::refused(&folder(&[("a\\b", b"")]).path()), CutError::Name { .. }));
+    assert!(matches!(super::refused(folder(&[("a\\b", b"")]).path()), CutError::Name { .. }));
     assert!(matches!(super::refused(Path::new("/no/such/model")), CutError::Io { .. }));
 }
 
