@@ -1,0 +1,184 @@
+//! Everything that can be wrong with a folder, by file and tensor.
+//!
+//! Paths are as the user would write them: under the folder that was given, before any link.
+
+use std::{error::Error, io, path::PathBuf};
+
+use surf_protocol::{
+    limits::{CHUNK_SIZE_MAX, PATH_SIZE_MAX},
+    manifest::ManifestError,
+};
+
+use crate::{header::HEADER_SIZE_MAX, index::INDEX_SIZE_MAX, list::ENTRIES_MAX};
+
+const _: () = assert!(HEADER_SIZE_MAX > CHUNK_SIZE_MAX as u64, "headers may take several chunks");
+
+/// Why a folder or file could not be cut.
+#[derive(Debug, thiserror::Error)]
+pub enum CutError {
+    /// The system refused.
+    #[error("cannot read {path:?}")]
+    Io {
+        /// What was to be read.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A name that other machines could not write.
+    #[error("the name of {path:?} is not UTF-8; rename it to publish it")]
+    NotUtf8 {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// A name that a manifest cannot hold.
+    #[error(
+        "the path {path:?} is longer than {PATH_SIZE_MAX} bytes or contains a backslash; rename it to publish it"
+    )]
+    Name {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// A link out of the folder, which may publish what was not meant to be.
+    #[error("the link {link:?} leaves the folder, to {target:?}; allow that by following links")]
+    LinkLeaves {
+        /// The link.
+        link: PathBuf,
+        /// Where it ends.
+        target: PathBuf,
+    },
+    /// A link to nothing, or to itself.
+    #[error("the link {link:?} leads nowhere")]
+    LinkBroken {
+        /// The link.
+        link: PathBuf,
+        /// What became of following it.
+        source: io::Error,
+    },
+    /// A link to a folder that it is in.
+    #[error("the link {link:?} leads back to a folder that holds it")]
+    LinkLoop {
+        /// The link.
+        link: PathBuf,
+    },
+    /// A socket, pipe or device.
+    #[error("{path:?} is neither a file nor a folder")]
+    Special {
+        /// The thing.
+        path: PathBuf,
+    },
+    /// More files than any model has.
+    #[error("{path:?} holds more than {ENTRIES_MAX} files and folders")]
+    TooMany {
+        /// The folder that was given.
+        path: PathBuf,
+    },
+    /// A safetensors file whose header cannot be used.
+    #[error("{file:?} is damaged: {fault}")]
+    Header {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        fault: HeaderFault,
+    },
+    /// A safetensors file with an impossible tensor.
+    #[error("{file:?} is damaged at tensor {tensor:?}: {fault}")]
+    Tensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        fault: TensorFault,
+    },
+    /// An index that does not fit its shards.
+    #[error("the index {index:?} is damaged: {fault}")]
+    Index {
+        /// The index.
+        index: PathBuf,
+        /// What is wrong.
+        fault: IndexFault,
+    },
+    /// A tensor in two shards of one model.
+    #[error("tensor {tensor:?} is in two files of one model, {first:?} and {second:?}")]
+    Duplicate {
+        /// The tensor.
+        tensor: String,
+        /// One of the files.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// A file that was written to while it was read.
+    #[error("{file:?} changed while it was read; try again when it rests")]
+    Changed {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Whoever takes the chunks could not take one.
+    #[error("a chunk of {file:?} could not be taken")]
+    Sink {
+        /// The file.
+        file: PathBuf,
+        /// What the sink said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// More than a manifest can hold.
+    #[error("the folder does not fit a manifest")]
+    Manifest(#[from] ManifestError),
+}
+
+/// What is wrong with a safetensors header as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages are the documentation")]
+pub enum HeaderFault {
+    #[error("it ends before its header begins, after {size} bytes")]
+    Short { size: u64 },
+    #[error("it is a git-lfs pointer; fetch the file itself with `git lfs pull`")]
+    Pointer,
+    #[error("its header of {header} bytes is larger than the {HEADER_SIZE_MAX} that are allowed")]
+    TooLarge { header: u64 },
+    #[error("its header of {header} bytes is larger than the file of {size} bytes")]
+    PastEnd { header: u64, size: u64 },
+    #[error("its header cannot be read: {0}")]
+    Malformed(String),
+    #[error("{0} bytes at its end belong to no tensor")]
+    Trailing(u64),
+}
+
+/// What is wrong with one tensor of a safetensors header.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages are the documentation")]
+pub enum TensorFault {
+    #[error("its entry cannot be read: {0}")]
+    Malformed(String),
+    #[error("the header names it twice")]
+    Twice,
+    #[error("its type {0:?} is none of the format's")]
+    Dtype(String),
+    #[error("its bytes end ({end}) before they begin ({begin})")]
+    Backwards { begin: u64, end: u64 },
+    #[error("its bytes end at {end}, but the file has only {data} bytes of data")]
+    PastEnd { end: u64, data: u64 },
+    #[error("its shape {shape:?} of {dtype} does not take {size} bytes")]
+    Size { dtype: String, shape: Vec<u64>, size: u64 },
+    #[error("its bytes overlap those of {0:?}")]
+    Overlap(String),
+    #[error("{0} bytes before it belong to no tensor")]
+    Hole(u64),
+}
+
+/// What is wrong with a `*.safetensors.index.json`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages are the documentation")]
+pub enum IndexFault {
+    #[error("it is larger than {INDEX_SIZE_MAX} bytes")]
+    TooLarge,
+    #[error("it cannot be read: {0}")]
+    Malformed(String),
+    #[error("it says that tensor {tensor:?} is in {shard:?}, which is outside the folder")]
+    Escapes { tensor: String, shard: String },
+    #[error("it says that tensor {tensor:?} is in {shard:?}, which is not there")]
+    MissingShard { tensor: String, shard: String },
+    #[error("it says that tensor {tensor:?} is in {shard:?}, which does not have it")]
+    MissingTensor { tensor: String, shard: String },
+}

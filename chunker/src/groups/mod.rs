@@ -1,0 +1,145 @@
+//! Which tensors inference needs together, told by their names.
+//!
+//! A [`Family`] is a short table for models that are built alike. To add one: a file beside
+//! `llama.rs`, and a line in [`FAMILIES`]. Names that no table knows are grouped by their numbered part, so every tensor
+//! is in exactly one group, and the group of a tensor depends on nothing but the folder's `config.json` and the names.
+
+mod llama;
+mod named;
+
+use std::io::Read;
+
+use surf_protocol::{Group, Stack};
+
+use crate::Listed;
+
+/// Every family, in no order.
+const FAMILIES: &[&Family] = &[&llama::FAMILY];
+
+/// Bytes in a `config.json`. Those of a thousand models have under a hundred thousand.
+const CONFIG_SIZE_MAX: u64 = 1024 * 1024;
+
+/// Models whose tensors are named alike.
+struct Family {
+    /// What `model_type` says in their `config.json`.
+    model_types: &'static [&'static str],
+    /// What `architectures` says, where there is no `model_type`.
+    architectures: &'static [&'static str],
+    /// What stands before the names that `rules` describe; a model has one of them.
+    roots: &'static [&'static str],
+    /// How names begin, after the root. `#` is the number of the block.
+    rules: &'static [(&'static str, Part)],
+    /// How names begin that stand beside the root.
+    beside: &'static [(&'static str, Part)],
+}
+
+/// A group, but for its number.
+#[derive(Clone, Copy)]
+enum Part {
+    Embed,
+    Block(Stack),
+    Head,
+}
+
+/// How the tensors of one folder are grouped.
+pub(crate) struct Grouping {
+    table: Option<(&'static Family, &'static str)>,
+}
+
+/// The `config.json` of the folder, if there is one of a sensible size.
+pub(crate) fn config(files: &[Listed]) -> Option<Vec<u8>> {
+    let file = files.iter().find(|file| file.path == "config.json" && file.size <= CONFIG_SIZE_MAX)?;
+    let mut json = Vec::new();
+    // Whether it can be read and stays as it is, hashing finds out.
+    file.open().ok()?.take(CONFIG_SIZE_MAX).read_to_end(&mut json).ok()?;
+    Some(json)
+}
+
+impl Grouping {
+    /// What `config` and the names of all tensors say. Without a known family, the fallback.
+    pub(crate) fn new<'a>(config: Option<&[u8]>, names: impl Iterator<Item = &'a str>) -> Self {
+        let table = config.and_then(family).and_then(|family| {
+            let names: Vec<&str> = names.collect();
+            let fits = |root: &&&str| names.iter().any(|name| below(family, root, name).is_some());
+            Some((family, *family.roots.iter().find(fits)?))
+        });
+        Self { table }
+    }
+
+    /// The group of a tensor.
+    pub(crate) fn of(&self, name: &str) -> Group {
+        let from_table = |(family, root)| below(family, root, name).or_else(|| rule(family.beside, name));
+        self.table.and_then(from_table).unwrap_or_else(|| named::group(name))
+    }
+}
+
+fn family(config: &[u8]) -> Option<&'static Family> {
+    let config: serde_json::Value = serde_json::from_slice(config).ok()?;
+    match config["model_type"].as_str() {
+        Some(name) => FAMILIES.iter().find(|family| family.model_types.contains(&name)).copied(),
+        None => {
+            let name = config["architectures"][0].as_str()?;
+            FAMILIES.iter().find(|family| family.architectures.contains(&name)).copied()
+        }
+    }
+}
+
+fn below(family: &Family, root: &str, name: &str) -> Option<Group> {
+    rule(family.rules, name.strip_prefix(root)?)
+}
+
+fn rule(rules: &[(&str, Part)], name: &str) -> Option<Group> {
+    rules.iter().find_map(|(pattern, part)| Some(part.group(matches(pattern, name)?)))
+}
+
+/// The number in `name`, or 0, if it begins as `pattern` says and goes on after that.
+fn matches(pattern: &str, name: &str) -> Option<u32> {
+    let (mut parts, mut number) = (name.split('.'), 0);
+    for expected in pattern.split('.') {
+        let part = parts.next()?;
+        match expected {
+            "#" => number = named::number(part)?,
+            _ if part != expected => return None,
+            _ => (),
+        }
+    }
+    parts.next().map(|_| number)
+}
+
+impl Part {
+    fn group(self, number: u32) -> Group {
+        match self {
+            Self::Embed => Group::Embed,
+            Self::Block(stack) => Group::Block(stack, number),
+            Self::Head => Group::Head,
+        }
+    }
+}
+
+/// When a group is used in a pass; greater is later. Named groups come last, in natural order.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Use {
+    Embed,
+    /// Stack, block in it, and place in the block: itself, then its experts.
+    Stack(Stack, u32, u32),
+    /// The final norm of a stack.
+    AfterStack(Stack),
+    Head,
+    Named(named::Natural),
+}
+
+impl Use {
+    pub(crate) fn of(group: &Group) -> Self {
+        match group {
+            Group::Embed => Self::Embed,
+            Group::Block(stack, block) => Self::Stack(*stack, *block, 0),
+            Group::Expert { stack, block, expert } => Self::Stack(*stack, *block, expert.saturating_add(1)),
+            Group::Norm(stack) => Self::AfterStack(*stack),
+            Group::Head => Self::Head,
+            Group::Named(name) => Self::Named(named::Natural::of(name)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+use surf_protocol::{Group, Stack::Decoder};
+
+use super::*;
+
+const LLAMA: &[u8] = br#"{"model_type": "llama"}"#;
+
+fn groups(config: Option<&[u8]>, names: &[&str]) -> Vec<Group> {
+    let grouping = Grouping::new(config, names.iter().copied());
+    names.iter().map(|name| grouping.of(name)).collect()
+}
+
+fn named(name: &str) -> Group {
+    Group::Named(name.to_owned())
+}
+
+#[test]
+fn llama_has_embedding_blocks_and_head() {
+    let names = [
+        "model.embed_tokens.weight",
+        "model.layers.11.mlp.up_proj.weight",
+        "model.layers.2.self_attn.q_proj.bias",
+        "model.norm.weight",
+        "lm_head.weight",
+    ];
+    let expected =
+        [Group::Embed, Group::Block(Decoder, 11), Group::Block(Decoder, 2), Group::Head, Group::Head];
+    assert_eq!(groups(Some(LLAMA), &names), expected);
+    // Models that were saved without their head have no prefix.
+    let bare = names.map(|name| name.strip_prefix("model.").unwrap_or(name));
+    assert_eq!(groups(Some(LLAMA), &bare), expected);
+}
+
+#[test]
+fn a_second_copy_under_other_names_is_not_mixed_in() {
+    // As in Mistral's repositories, which hold the original checkpoint too.
+    let names = ["layers.0.attention.wq.weight", "model.layers.0.self_attn.q_proj.weight", "norm.weight"];
+    assert_eq!(groups(Some(LLAMA), &names), [named("layers.0"), Group::Block(Decoder, 0), named("norm")]);
+}
+
+#[test]
+fn the_family_is_told_by_type_then_architecture() {
+    let block = "model.layers.0.mlp.up_proj.weight";
+    for known in [
+        r#"{"model_type": "mistral"}"#,
+        r#"{"model_type": "qwen3", "architectures": ["Odd"]}"#,
+        r#"{"architectures": ["Qwen2ForCausalLM"]}"#,
+    ] {
+        assert_eq!(groups(Some(known.as_bytes()), &[block]), [Group::Block(Decoder, 0)], "{known}");
+    }
+    for unknown in ["", "{", "[]", "null", r#"{"model_type": 3}"#, r#"{"model_type": "gpt2"}"#] {
+        assert_eq!(groups(Some(unknown.as_bytes()), &[block]), [named("model.layers.0")], "{unknown}");
+    }
+    assert_eq!(groups(None, &[block]), [named("model.layers.0")]);
+}
+
+#[test]
+fn the_fallback_goes_by_the_first_number_or_the_module() {
+    for (name, group) in [
+        ("bert.encoder.layer.3.attention.self.query.weight", "bert.encoder.layer.3"),
+        ("down_blocks.0.resnets.1.conv1.weight", "down_blocks.0"),
+        ("embeddings.LayerNorm.weight", "embeddings.LayerNorm"),
+        ("logits", "logits"),
+        ("7", "7"),
+        ("", ""),
+        ("a..1.b", "a..1"),
+    ] {
+        assert_eq!(groups(None, &[name]), [named(group)], "{name}");
+    }
+}
+
+#[test]
+fn odd_numbers_are_no_blocks() {
+    for (name, group) in [
+        ("layers.007.w", "layers.007"),
+        ("layers.4294967296.w", "layers.4294967296"),
+        ("layers.+1.w", "layers.+1"),
+        ("layers.1", "layers.1"),
+    ] {
+        assert_eq!(groups(Some(LLAMA), &["norm.weight", name])[1], named(group), "{name}");
+    }
+}
+
+#[test]
+fn groups_are_in_order_of_use() {
+    let expert = Group::Expert { stack: Decoder, block: 2, expert: 0 };
+    let in_order = [
+        Group::Embed,
+        Group::Block(Decoder, 2),
+        expert,
+        Group::Block(Decoder, 10),
+        Group::Norm(Decoder),
+        Group::Head,
+        named("a.02"),
+        named("a.2"),
+        named("a.10"),
+        named("a.1a"),
+        named("b"),
+    ];
+    let uses: Vec<Use> = in_order.iter().map(Use::of).collect();
+    assert!(uses.is_sorted_by(|a, b| a < b), "{uses:?}");
+}

@@ -1,0 +1,243 @@
+//! What a safetensors file says is in it, checked against its size.
+//!
+//! Only the header is read. A [`Header`] that was read is sound: its tensors are in order, touch each
+//! other, fill the file to its last byte, and each has the size of its shape and type. Our own reader, because
+//! the reference implementation wants the whole file in memory and does not say which tensor is at fault.
+//!
+//! Types that the format knows and this program does not are no damage: such a file is published
+//! like any other, but its tensors are not listed.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    io::Read,
+};
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use surf_protocol::{Dtype, limits::TENSOR_RANK_MAX};
+
+use crate::{CutError, HeaderFault, Listed, TensorFault};
+
+/// Bytes in a header, as the reference implementation bounds them.
+pub(crate) const HEADER_SIZE_MAX: u64 = 100_000_000;
+
+/// The bytes that say how long the header is.
+const LENGTH_SIZE: u64 = 8;
+
+/// The tensors of a file, in the order of their bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Header {
+    /// Bytes before the first tensor.
+    pub(crate) size: u64,
+    pub(crate) tensors: Vec<Tensor>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Tensor {
+    pub(crate) name: String,
+    /// None, if the format knows the type and we do not.
+    pub(crate) dtype: Option<Dtype>,
+    pub(crate) shape: Vec<u64>,
+    /// First byte in the file.
+    pub(crate) offset: u64,
+    /// Bytes.
+    pub(crate) size: u64,
+}
+
+impl Header {
+    /// Whether a manifest can list every tensor of the file.
+    pub(crate) fn understood(&self) -> bool {
+        self.tensors.iter().all(|tensor| tensor.dtype.is_some() && tensor.shape.len() <= TENSOR_RANK_MAX)
+    }
+}
+
+/// The headers of all safetensors files, by position in `files`.
+pub(crate) fn read_all(files: &[Listed]) -> Result<BTreeMap<usize, Header>, CutError> {
+    let safetensors = files.iter().enumerate().filter(|(_, file)| file.path.ends_with(".safetensors"));
+    safetensors.map(|(at, file)| Ok((at, read(file)?))).collect()
+}
+
+fn read(file: &Listed) -> Result<Header, CutError> {
+    let header_fault = |fault| CutError::Header { file: file.seen.clone(), fault };
+    let mut reader = file.open()?;
+    let mut length = [0; LENGTH_SIZE as usize];
+    if file.size < LENGTH_SIZE {
+        return Err(header_fault(HeaderFault::Short { size: file.size }));
+    }
+    reader.read_exact(&mut length).map_err(|source| file.failed(source))?;
+    let json_size = check_length(length, file.size).map_err(header_fault)?;
+    let mut json = vec![0; json_size as usize];
+    reader.read_exact(&mut json).map_err(|source| file.failed(source))?;
+    let size = LENGTH_SIZE + json_size;
+    let tensors = parse(&json, size, file.size).map_err(|damage| match damage {
+        Damage::Header(fault) => header_fault(fault),
+        Damage::Tensor(tensor, fault) => CutError::Tensor { file: file.seen.clone(), tensor, fault },
+    })?;
+    Ok(Header { size, tensors })
+}
+
+fn check_length(length: [u8; 8], file_size: u64) -> Result<u64, HeaderFault> {
+    let header = u64::from_le_bytes(length);
+    if &length == b"version " {
+        return Err(HeaderFault::Pointer);
+    }
+    if file_size - LENGTH_SIZE < header {
+        return Err(HeaderFault::PastEnd { header, size: file_size });
+    }
+    if HEADER_SIZE_MAX < header {
+        return Err(HeaderFault::TooLarge { header });
+    }
+    Ok(header)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Damage {
+    Header(HeaderFault),
+    Tensor(String, TensorFault),
+}
+
+/// Reads the JSON of a header that takes the first `start` bytes of a file of `end` bytes.
+fn parse(json: &[u8], start: u64, end: u64) -> Result<Vec<Tensor>, Damage> {
+    let malformed = |error: String| Damage::Header(HeaderFault::Malformed(error));
+    let json = std::str::from_utf8(json).map_err(|error| malformed(error.to_string()))?;
+    let mut entries = Entries { found: Vec::new(), current: None };
+    let mut json = serde_json::Deserializer::from_str(json);
+    let outcome = entries.deserialize(&mut json).and_then(|()| json.end());
+    if let Err(error) = outcome {
+        let error = error.to_string();
+        return Err(match entries.current {
+            Some(tensor) => Damage::Tensor(tensor, TensorFault::Malformed(error)),
+            None => malformed(error),
+        });
+    }
+    check(entries.found, start, end)
+}
+
+fn check(mut entries: Vec<(String, Entry)>, start: u64, end: u64) -> Result<Vec<Tensor>, Damage> {
+    // Empty tensors may share an offset; their names decide, so that the order is always the same.
+    entries.sort_by(|(a_name, a), (b_name, b)| (a.data_offsets, a_name).cmp(&(b.data_offsets, b_name)));
+    let mut names = HashSet::new();
+    if let Some((twice, _)) = entries.iter().find(|(name, _)| !names.insert(name.as_str())) {
+        return Err(Damage::Tensor(twice.clone(), TensorFault::Twice));
+    }
+    let data = end - start;
+    let mut tensors: Vec<Tensor> = Vec::with_capacity(entries.len());
+    let mut filled = 0;
+    for (name, entry) in entries {
+        let (begin, end) = entry.data_offsets;
+        let fault = match element(&entry, data) {
+            Ok(_) if begin < filled => {
+                // What was filled has an owner: the tensor before.
+                let before = tensors.last().map(|tensor| tensor.name.clone()).unwrap_or_default();
+                TensorFault::Overlap(before)
+            }
+            Ok(_) if filled < begin => TensorFault::Hole(begin - filled),
+            Err(fault) => fault,
+            Ok(dtype) => {
+                let (offset, size) = (start + begin, end - begin);
+                tensors.push(Tensor { name, dtype, shape: entry.shape, offset, size });
+                filled = end;
+                continue;
+            }
+        };
+        return Err(Damage::Tensor(name, fault));
+    }
+    match data - filled {
+        0 => Ok(tensors),
+        rest => Err(Damage::Header(HeaderFault::Trailing(rest))),
+    }
+}
+
+/// The type of a tensor that lies inside `data` bytes and has the size of its shape.
+fn element(entry: &Entry, data: u64) -> Result<Option<Dtype>, TensorFault> {
+    let (begin, end) = entry.data_offsets;
+    let Some((bits, dtype)) = dtype_of(&entry.dtype) else {
+        return Err(TensorFault::Dtype(entry.dtype.clone()));
+    };
+    if end < begin {
+        return Err(TensorFault::Backwards { begin, end });
+    }
+    if data < end {
+        return Err(TensorFault::PastEnd { end, data });
+    }
+    let elements = entry.shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n));
+    let bits = elements.and_then(|elements| elements.checked_mul(bits));
+    if bits != (end - begin).checked_mul(8) || bits.is_none() {
+        let (dtype, shape) = (entry.dtype.clone(), entry.shape.clone());
+        return Err(TensorFault::Size { dtype, shape, size: end - begin });
+    }
+    Ok(dtype)
+}
+
+/// Bits in an element of a type that the format knows, and what we call it.
+fn dtype_of(name: &str) -> Option<(u64, Option<Dtype>)> {
+    let known = |dtype: Dtype| Some((dtype.bits(), Some(dtype)));
+    match name {
+        "BOOL" => known(Dtype::Bool),
+        "U8" => known(Dtype::U8),
+        "I8" => known(Dtype::I8),
+        "U16" => known(Dtype::U16),
+        "I16" => known(Dtype::I16),
+        "U32" => known(Dtype::U32),
+        "I32" => known(Dtype::I32),
+        "U64" => known(Dtype::U64),
+        "I64" => known(Dtype::I64),
+        "F8_E4M3" => known(Dtype::F8E4M3),
+        "F8_E5M2" => known(Dtype::F8E5M2),
+        "F16" => known(Dtype::F16),
+        "BF16" => known(Dtype::Bf16),
+        "F32" => known(Dtype::F32),
+        "F64" => known(Dtype::F64),
+        "F4" => Some((4, None)),
+        "F6_E2M3" | "F6_E3M2" => Some((6, None)),
+        "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" => Some((8, None)),
+        "C64" => Some((64, None)),
+        _ => None,
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+/// Collects entries, and remembers which one it was at when it failed.
+struct Entries {
+    found: Vec<(String, Entry)>,
+    current: Option<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for &mut Entries {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Entries {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            self.current = Some(name.clone());
+            let entry = map.next_value()?;
+            self.current = None;
+            self.found.push((name, entry));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! Where to cut. Pure: sizes in, sizes out; part of the manifest's format, so a change here is a new
+//! [`FORMAT`](surf_protocol::manifest::FORMAT).
+//!
+//! - A header is its own chunks.
+//! - A tensor starts a chunk, unless it is small and so are its neighbours of the same group.
+//! - A large tensor is cut between rows of its outermost dimension. A row that is too large for a
+//!   chunk starts one, and is cut by the same rule between its own rows. So an expert of a fused
+//!   `[experts, out, in]` tensor is whole chunks, and no cut splits an element.
+//! - Everything else is cut every 8 MiB.
+
+use surf_protocol::{Group, limits::CHUNK_SIZE_MAX};
+
+use crate::header::Header;
+
+/// Bytes up to which a tensor may share a chunk: norms and biases of common widths. Low, because a tensor
+/// that shares a chunk is found again in another model only if its neighbours are the same too.
+pub(crate) const SMALL_SIZE_MAX: u64 = 16 * 1024;
+
+/// Bytes in a shared chunk: what a change to one small tensor costs at most.
+pub(crate) const SHARED_SIZE_MAX: u64 = 256 * 1024;
+
+const MAX: u64 = CHUNK_SIZE_MAX as u64;
+const _: () = assert!(SMALL_SIZE_MAX <= SHARED_SIZE_MAX && SHARED_SIZE_MAX <= MAX);
+
+/// Chunk sizes of a file that is just bytes.
+pub(crate) fn plain(size: u64) -> Vec<u32> {
+    let mut cuts = Vec::new();
+    every(MAX, size, &mut cuts);
+    cuts
+}
+
+/// Chunk sizes of a safetensors file.
+pub(crate) fn tensors(header: &Header, group_of: impl Fn(&str) -> Group) -> Vec<u32> {
+    let mut cuts = Vec::new();
+    every(MAX, header.size, &mut cuts);
+    // The group of the small tensors that the last chunk holds, and may still grow by.
+    let mut open: Option<Group> = None;
+    for tensor in header.tensors.iter().filter(|tensor| 0 < tensor.size) {
+        if SMALL_SIZE_MAX < tensor.size {
+            open = None;
+            rows(&tensor.shape, tensor.size, &mut cuts);
+            continue;
+        }
+        let group = group_of(&tensor.name);
+        match cuts.last_mut() {
+            Some(last)
+                if open.as_ref() == Some(&group) && u64::from(*last) + tensor.size <= SHARED_SIZE_MAX =>
+            {
+                *last += tensor.size as u32;
+            }
+            _ => cuts.push(tensor.size as u32),
+        }
+        open = Some(group);
+    }
+    cuts
+}
+
+fn rows(shape: &[u64], size: u64, cuts: &mut Vec<u32>) {
+    match shape {
+        [count, inner @ ..] if MAX < size && MAX < size / count => {
+            (0..*count).for_each(|_| rows(inner, size / count, cuts));
+        }
+        [count, ..] if MAX < size => {
+            let row = size / count;
+            every(MAX / row * row, size, cuts);
+        }
+        // What fits; an element always does.
+        _ => every(MAX, size, cuts),
+    }
+}
+
+/// Cuts `size` bytes every `step` of them.
+fn every(step: u64, size: u64, cuts: &mut Vec<u32>) {
+    let (whole, rest) = (size / step, size % step);
+    cuts.extend((0..whole).map(|_| step as u32));
+    cuts.extend((0 < rest).then_some(rest as u32));
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::header::Tensor;
+
+    const MIB: u64 = 1 << 20;
+
+    fn file(tensors: &[(&str, &[u64])]) -> Header {
+        let mut offset = 100;
+        let tensors = tensors.iter().map(|&(name, shape)| {
+            let size = shape.iter().product();
+            offset += size;
+            let (name, shape) = (name.to_owned(), shape.to_vec());
+            Tensor { name, dtype: None, shape, offset: offset - size, size }
+        });
+        Header { size: 100, tensors: tensors.collect() }
+    }
+
+    fn cut(tensors: &[(&str, &[u64])]) -> Vec<u32> {
+        // One group for each first letter.
+        super::tensors(&file(tensors), |name| Group::Named(name[..1].to_owned()))
+    }
+
+    #[test]
+    fn small_neighbours_of_one_group_share_a_chunk() {
+        assert_eq!(cut(&[("a1", &[64]), ("a2", &[32]), ("b1", &[8]), ("b2", &[9])]), [100, 96, 17]);
+    }
+
+    #[test]
+    fn a_large_tensor_ends_a_shared_chunk() {
+        let large = SMALL_SIZE_MAX + 1;
+        assert_eq!(cut(&[("a1", &[64]), ("a2", &[large]), ("a3", &[32])]), [100, 64, large as u32, 32]);
+    }
+
+    #[test]
+    fn a_shared_chunk_has_a_bound() {
+        let many: Vec<(&str, &[u64])> = vec![("a", &[SMALL_SIZE_MAX]); 17];
+        assert_eq!(cut(&many), [100, SHARED_SIZE_MAX as u32, SMALL_SIZE_MAX as u32]);
+    }
+
+    #[test]
+    fn empty_tensors_cut_nothing() {
+        assert_eq!(cut(&[("a1", &[64]), ("b", &[0, 7]), ("a2", &[32])]), [100, 96]);
+    }
+
+    #[test]
+    fn large_tensors_are_cut_between_rows() {
+        // 3 MiB rows: two to a chunk.
+        let six = 6 * MIB as u32;
+        assert_eq!(cut(&[("a", &[5, 3 * MIB])]), [100, six, six, 3 * MIB as u32]);
+    }
+
+    #[test]
+    fn a_row_larger_than_a_chunk_starts_one_and_is_cut_between_its_own_rows() {
+        let (row, five) = (10 * MIB, 5 * MIB as u32);
+        assert_eq!(cut(&[("a", &[2, 2, 5 * MIB])]), [100, five, five, five, five]);
+        assert_eq!(cut(&[("a", &[2, row])]), [100, 8 << 20, 2 << 20, 8 << 20, 2 << 20]);
+    }
+
+    #[test]
+    fn other_files_are_cut_every_8_mib() {
+        assert!(plain(0).is_empty());
+        assert_eq!(plain(MAX), [8 << 20]);
+        assert_eq!(plain(MAX + 1), [8 << 20, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_fill_the_file_and_tensors_start_them(
+            shapes in prop::collection::vec(prop::collection::vec(0..400u64, 0..4), 0..20),
+        ) {
+            let shapes: Vec<(&str, &[u64])> = shapes.iter().map(|shape| ("a", shape.as_slice())).collect();
+            let file = file(&shapes);
+            let cuts = cut(&shapes);
+            let mut starts = std::collections::BTreeSet::new();
+            let end = cuts.iter().fold(0, |start, &size| {
+                assert!(0 < size && u64::from(size) <= MAX);
+                starts.insert(start);
+                start + u64::from(size)
+            });
+            prop_assert_eq!(end, file.tensors.last().map_or(100, |last| last.offset + last.size));
+            for tensor in &file.tensors {
+                let after = tensor.offset + tensor.size;
+                let starts_one = starts.contains(&tensor.offset) && (after == end || starts.contains(&after));
+                prop_assert!(starts_one || tensor.size <= SMALL_SIZE_MAX);
+            }
+        }
+    }
+}
