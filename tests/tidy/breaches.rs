@@ -99,6 +99,7 @@ fn some_words_are_not_said() {
     refused("tests/harness.rs", "fn f() { dbg!(1) }", "`dbg!`");
     refused("sim/src/lib.rs", "#[cfg(test)]\nmod t { }\nfn f() { a.unwrap() }", "lib.rs:4: has `.unwrap()`");
     accepted("sim/src/lib.rs", "#[cfg(test)]\nmod t { fn f() { a.unwrap() } }\nfn g() { a.expect(\"b\") }");
+    accepted("sim/src/lib.rs", "#[cfg(test)]\nfn f(a: [u8; 4]) { a.unwrap() }");
     accepted("tests/three_nodes.rs", "fn f() { a.unwrap() }");
     accepted(
         "sim/src/lib.rs",

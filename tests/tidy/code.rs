@@ -71,7 +71,7 @@ pub(crate) fn without_tests(code: &str) -> String {
         let (before, item) = rest.split_at(start);
         let mut deep = 0;
         let end = item.char_indices().find(|(_, c)| {
-            deep += i32::from(*c == '{') - i32::from(*c == '}');
+            deep += i32::from("{[(".contains(*c)) - i32::from("}])".contains(*c));
             deep == 0 && matches!(c, '}' | ';')
         });
         let (item, after) = item.split_at(end.map_or(item.len(), |(at, _)| at + 1));
