@@ -125,11 +125,8 @@ impl Shared {
                     started.push((next.group, self.start(next.group, next.urgency)));
                 }
                 Reach::Source => {
-                    for &at in self.layout.chunks(next.group) {
-                        if self.chunks.in_flight() < self.ahead && self.chunks.is_missing(at) {
-                            wished.push(self.chunks.ask(at, next.urgency));
-                        }
-                    }
+                    let chunks = self.layout.chunks(next.group);
+                    wished.extend(self.chunks.ask_missing(chunks, self.ahead, next.urgency));
                 }
             }
         }

@@ -64,18 +64,31 @@ impl Chunks {
 
     /// Counts the chunk at `at` as on its way from now on, so that nobody else starts it too.
     pub(super) fn ask(self: &Arc<Self>, at: usize, urgency: Urgency) -> Asked {
-        let mut book = self.book();
-        book.states[at].waiting += 1;
-        if book.states[at].waiting == 1 {
-            book.in_flight += u64::from(self.entry(at).size);
-        }
+        self.book().begin(at, self.entry(at).size);
         Asked { chunks: Arc::clone(self), at, urgency }
     }
 
-    /// Whether the chunk at `at` was never here, is not on its way, and may be had.
-    pub(super) fn is_missing(&self, at: usize) -> bool {
-        let state = self.book().states[at];
-        !state.seen && !state.failed && state.waiting == 0
+    /// As [`Chunks::ask`], for those of `among` that were never here, are not on their way, and may
+    /// be had; until `in_flight_max` bytes are on their way.
+    pub(super) fn ask_missing(
+        self: &Arc<Self>,
+        among: &[usize],
+        in_flight_max: u64,
+        urgency: Urgency,
+    ) -> Vec<Asked> {
+        let mut asked = Vec::new();
+        let mut book = self.book();
+        for &at in among {
+            let State { waiting, seen, failed } = book.states[at];
+            if in_flight_max <= book.in_flight {
+                break;
+            }
+            if !seen && !failed && waiting == 0 {
+                book.begin(at, self.entry(at).size);
+                asked.push(Asked { chunks: Arc::clone(self), at, urgency });
+            }
+        }
+        asked
     }
 
     /// Bytes on their way.
@@ -118,6 +131,22 @@ impl Chunks {
     }
 }
 
+impl Book {
+    fn begin(&mut self, at: usize, size: u32) {
+        self.states[at].waiting += 1;
+        if self.states[at].waiting == 1 {
+            self.in_flight += u64::from(size);
+        }
+    }
+
+    fn end(&mut self, at: usize, size: u32) {
+        self.states[at].waiting -= 1;
+        if self.states[at].waiting == 0 {
+            self.in_flight -= u64::from(size);
+        }
+    }
+}
+
 impl Asked {
     /// The chunk, of the size that the manifest says. With `keep`, its mapping is kept, if it is one.
     pub(super) async fn wait(self, keep: bool) -> Result<Chunk, SourceError> {
@@ -145,13 +174,7 @@ impl Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        let size = self.chunks.entry(self.at).size;
-        let mut book = self.chunks.book();
-        book.states[self.at].waiting -= 1;
-        if book.states[self.at].waiting == 0 {
-            book.in_flight -= u64::from(size);
-        }
-        drop(book);
+        self.chunks.book().end(self.at, self.chunks.entry(self.at).size);
         self.chunks.notify();
     }
 }

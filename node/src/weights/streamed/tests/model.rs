@@ -67,6 +67,18 @@ impl Model {
         self.tensors.push((group, TensorEntry { name, dtype: Dtype::F32, shape, file: 0, offset, size }));
     }
 
+    /// Says that chunk `at` of the matrix of `group` has `size` bytes, and moves what follows.
+    pub(super) fn claim_size(&mut self, group: &Group, at: usize, size: u32) {
+        let tensor = self.tensors.iter().position(|(other, _)| other == group).unwrap();
+        let mut end = 0;
+        let starts = self.chunks.iter().map(|chunk| (end, end += u64::from(chunk.size)).0);
+        let first = starts.collect::<Vec<_>>().binary_search(&self.tensors[tensor].1.offset).unwrap();
+        let more = u64::from(size - self.chunks[first + at].size);
+        self.chunks[first + at].size = size;
+        self.size += more;
+        self.tensors[tensor + 1..].iter_mut().for_each(|(_, entry)| entry.offset += more);
+    }
+
     pub(super) fn manifest(&self) -> Manifest {
         let mut tensors = self.tensors.clone();
         tensors.sort_by(|a, b| a.1.name.cmp(&b.1.name));
