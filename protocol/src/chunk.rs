@@ -8,10 +8,11 @@ use crate::{id::ChunkId, limits::CHUNK_SIZE_MAX};
 ///
 /// There is no other constructor than [`Chunk::verify`] and [`Chunk::of`], so holding a `Chunk`
 /// is proof that the check was made. Nothing downstream checks again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Chunk {
     id: ChunkId,
     bytes: Bytes,
+    in_file: bool,
 }
 
 /// Why bytes were not accepted as the chunk that was asked for.
@@ -43,13 +44,25 @@ impl Chunk {
         if got != asked {
             return Err(VerifyError::Mismatch { asked, got });
         }
-        Ok(Self { id: asked, bytes })
+        Ok(Self { id: asked, bytes, in_file: false })
     }
 
     /// Names `bytes` by hashing them. For publishing: the bytes are ours.
     pub fn of(bytes: Bytes) -> Self {
         assert!(bytes.len() <= CHUNK_SIZE_MAX, "the chunker bounds chunks");
-        Self { id: ChunkId::of(&bytes), bytes }
+        Self { id: ChunkId::of(&bytes), bytes, in_file: false }
+    }
+
+    /// Says that the bytes are a mapping of a file: they cost address space, but no memory that the
+    /// system could not take back, so whoever uses them again may keep them.
+    #[must_use]
+    pub fn in_file(self) -> Self {
+        Self { in_file: true, ..self }
+    }
+
+    /// Whether the bytes are a mapping of a file.
+    pub fn is_in_file(&self) -> bool {
+        self.in_file
     }
 
     /// The name of this chunk.
@@ -63,9 +76,27 @@ impl Chunk {
     }
 }
 
+/// Where the bytes lie makes no difference.
+impl PartialEq for Chunk {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Chunk {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mapped_chunk_is_the_same_chunk() {
+        let chunk = Chunk::of(Bytes::from_static(b"layer 7"));
+        let mapped = chunk.clone().in_file();
+        assert!(mapped.is_in_file() && !chunk.is_in_file());
+        assert_eq!(mapped, chunk);
+        assert_ne!(mapped, Chunk::of(Bytes::from_static(b"layer 6")));
+    }
 
     #[test]
     fn one_flipped_bit_is_refused() {

@@ -4,12 +4,23 @@
 //! tensors, not of chunks, peers or files; so a model runs the same from memory, from disk, or from
 //! a swarm, and its tests need none of them.
 
+mod ahead;
+mod chunks;
+mod held;
+mod layout;
+mod plan;
+mod rows;
+mod streamed;
+mod tensors;
+
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use bytes::Bytes;
 use surf_protocol::{Dtype, Group, Manifest};
 
 use crate::source::SourceError;
+
+pub use streamed::{GroupStats, Stats, Streamed};
 
 /// Where a model gets its parameters.
 ///

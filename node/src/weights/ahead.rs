@@ -1,0 +1,174 @@
+//! Fetching ahead of the compute.
+//!
+//! One task decides what to start whenever something has changed: a chunk has come, or the engine
+//! has moved on. Groups of the ring start at once. Beyond it, groups that will stay are loaded, and
+//! of those that stream, chunks that were never here are wished for and let go when they arrive, as
+//! long as less than a bounded number of bytes is on its way.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use futures::{
+    StreamExt as _, TryStreamExt as _,
+    stream::{self, FuturesUnordered},
+};
+use surf_protocol::{ChunkId, Manifest, TensorEntry};
+use tokio::{
+    runtime,
+    sync::{Semaphore, watch},
+    task,
+};
+
+use super::{
+    WeightsError,
+    chunks::{Asked, Chunks},
+    held::{Held, Loaded, Reach, Slot},
+    layout::Layout,
+    plan::Plan,
+    rows::RowCache,
+    tensors::{self, Scattered},
+};
+use crate::source::Urgency;
+
+/// Chunks of one group that are waited for at once.
+const CHUNKS_AT_ONCE: usize = 256;
+
+/// What the engine's thread and the tasks have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) layout: Layout,
+    pub(super) plan: Arc<Plan>,
+    pub(super) chunks: Arc<Chunks>,
+    pub(super) rows: Mutex<RowCache>,
+    pub(super) runtime: runtime::Handle,
+    /// Bytes that may be on their way.
+    ahead: u64,
+    held: Mutex<Held>,
+    /// One group is copied at a time, so that only one tensor is in memory twice.
+    copying: Semaphore,
+}
+
+/// Runs until aborted.
+pub(super) async fn drive(shared: Arc<Shared>) {
+    let mut wishes = FuturesUnordered::new();
+    loop {
+        wishes.extend(shared.reach().into_iter().map(|asked| asked.wait(true)));
+        tokio::select! {
+            // A wish that fails is asked for again when its turn comes, and then somebody is told.
+            Some(_) = wishes.next() => (),
+            () = shared.chunks.changed() => (),
+        }
+    }
+}
+
+impl Shared {
+    /// Holds nothing yet. At most about `ahead` bytes are asked for at once beyond the ring.
+    pub(super) fn new(
+        manifest: Arc<Manifest>,
+        chunks: Arc<Chunks>,
+        memory: u64,
+        ahead: u64,
+        runtime: runtime::Handle,
+    ) -> Self {
+        let layout = Layout::of(&manifest);
+        let plan = Arc::new(Plan::new(layout.load(&manifest), memory));
+        Self {
+            rows: Mutex::new(RowCache::new(plan.rows())),
+            held: Mutex::new(Held::new(Arc::clone(&plan))),
+            copying: Semaphore::new(1),
+            manifest,
+            layout,
+            plan,
+            chunks,
+            runtime,
+            ahead,
+        }
+    }
+
+    /// The engine asks for `group`: the slot to wait at, and whether it is ready now.
+    pub(super) fn visit(self: &Arc<Self>, group: usize) -> (Arc<Slot>, Option<Loaded>) {
+        let mut held = self.held();
+        let again = held.visit(group);
+        let slot = held.slot(group).unwrap_or_else(|| {
+            let slot = self.start(group, held.urgency(group));
+            held.hold(group, Arc::clone(&slot));
+            slot
+        });
+        let found = slot.outcome();
+        drop(held);
+        if again {
+            self.chunks.forget_failures();
+        }
+        self.chunks.notify();
+        (slot, found)
+    }
+
+    /// The groups held. Never keep this across a wait.
+    pub(super) fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().expect("no panics while held")
+    }
+
+    /// Starts what may start, and says which chunks are wished for.
+    fn reach(self: &Arc<Self>) -> Vec<Asked> {
+        let mut held = self.held();
+        let mut started = Vec::new();
+        let mut wished = Vec::new();
+        for next in held.next() {
+            if next.reach != Reach::Ring && self.ahead <= self.chunks.in_flight() {
+                break;
+            }
+            match next.reach {
+                Reach::Ring | Reach::Resident => {
+                    started.push((next.group, self.start(next.group, next.urgency)));
+                }
+                Reach::Source => {
+                    let chunks = self.layout.chunks(next.group);
+                    wished.extend(self.chunks.ask_missing(chunks, self.ahead, next.urgency));
+                }
+            }
+        }
+        started.into_iter().for_each(|(group, slot)| held.hold(group, slot));
+        wished
+    }
+
+    fn start(self: &Arc<Self>, group: usize, urgency: Urgency) -> Arc<Slot> {
+        // Counted before the task first runs, so that nothing is counted as missing meanwhile.
+        let asked = self.layout.chunks(group).iter().map(|&at| self.chunks.ask(at, urgency)).collect();
+        let (tell, outcome) = watch::channel(None);
+        let shared = Arc::clone(self);
+        let task = self.runtime.spawn(async move {
+            let loaded = shared.load(group, asked).await;
+            tell.send_replace(Some(loaded));
+            shared.chunks.notify();
+        });
+        Slot::new(outcome, task)
+    }
+
+    async fn load(&self, group: usize, asked: Vec<Asked>) -> Loaded {
+        let resident = self.plan.is_resident(group);
+        let coming = stream::iter(asked).map(|asked| asked.wait(!resident));
+        let chunks = coming.buffer_unordered(CHUNKS_AT_ONCE);
+        let chunks = chunks.map_ok(|chunk| (chunk.id(), chunk.bytes().clone()));
+        let chunks: HashMap<ChunkId, _> = chunks.try_collect().await?;
+        let entries = self.manifest.groups()[group].tensors.iter();
+        let entries = entries.map(|&at| &self.manifest.tensors()[at as usize]);
+        let piece = |piece: surf_protocol::manifest::Piece| {
+            let range = piece.range.start as usize..piece.range.end as usize;
+            chunks[&piece.chunk.id].slice(range)
+        };
+        let pieces = |tensor: &TensorEntry| self.manifest.tensor_pieces(tensor).map(piece).collect();
+        let scattered: Vec<Scattered> = entries.map(|entry| (entry.clone(), pieces(entry))).collect();
+        drop(chunks);
+        let work = async |work: fn(Vec<Scattered>) -> super::Tensors| {
+            task::spawn_blocking(move || work(scattered)).await.map_err(|_| WeightsError::Stopped)
+        };
+        if !resident {
+            return Ok(Arc::new(work(tensors::in_place).await?));
+        }
+        let _permit = self.copying.acquire().await.map_err(|_| WeightsError::Stopped)?;
+        Ok(Arc::new(work(tensors::copied).await?))
+    }
+}
