@@ -185,8 +185,8 @@ pub enum ManifestError {
     /// Chunks that do not add up to their file, or are too large.
     #[error("the chunks of {0:?} do not make up the file")]
     Chunks(String),
-    /// A tensor outside its file, or whose size is not that of its shape.
-    #[error("tensor {0:?} does not fit its file, its shape or its type")]
+    /// A tensor outside its file, over another, or whose size is not that of its shape.
+    #[error("tensor {0:?} does not fit its file, its neighbours, its shape or its type")]
     Tensor(String),
     /// Groups that do not hold every tensor exactly once.
     #[error("the groups do not hold every tensor exactly once")]
@@ -220,6 +220,7 @@ impl Manifest {
         check_paths(&parts.files)?;
         let starts = parts.files.iter().map(check_chunks).collect::<Result<Vec<_>, _>>()?;
         parts.tensors.iter().try_for_each(|tensor| check_tensor(tensor, &parts.files))?;
+        check_overlaps(&parts.tensors)?;
         let (groups, tensors) = check_groups(&parts)?;
         let (chunks, positions) = distinct_chunks(&parts.files)?;
         Ok(Self { id, parts, chunks, positions, starts, groups, tensors })
@@ -356,6 +357,19 @@ fn check_tensor(tensor: &TensorEntry, files: &[FileEntry]) -> Result<(), Manifes
         (inside && size == tensor.size && tensor.shape.len() <= TENSOR_RANK_MAX).then_some(())
     };
     holds().ok_or_else(|| ManifestError::Tensor(tensor.name.clone()))
+}
+
+/// No byte is in two tensors, so the chunks of all groups together are no more than those of the files.
+fn check_overlaps(tensors: &[TensorEntry]) -> Result<(), ManifestError> {
+    let mut in_file_order: Vec<&TensorEntry> = tensors.iter().filter(|tensor| tensor.size != 0).collect();
+    in_file_order.sort_by_key(|tensor| (tensor.file, tensor.offset));
+    let overlap = |pair: &&[&TensorEntry]| {
+        pair[0].file == pair[1].file && pair[1].offset < pair[0].offset + pair[0].size
+    };
+    match in_file_order.windows(2).find(overlap) {
+        Some(pair) => Err(ManifestError::Tensor(pair[1].name.clone())),
+        None => Ok(()),
+    }
 }
 
 type Index<K> = HashMap<K, u32>;

@@ -1,3 +1,5 @@
+//! Which tensors go together, in what order.
+
 use surf_protocol::{Group, Stack::Decoder};
 
 use super::*;

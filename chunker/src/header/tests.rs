@@ -1,3 +1,5 @@
+//! Headers that are sound, damaged and hostile.
+
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 

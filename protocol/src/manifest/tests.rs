@@ -89,6 +89,7 @@ fn what_is_wrong_is_refused() {
             p.files[0].size = 9;
         }),
         ("tensor past the end", |p| p.tensors[1].offset += 1),
+        ("tensors overlap", |p| p.tensors[1].offset = 47),
         ("tensor overflow", |p| p.tensors[1].offset = u64::MAX),
         ("tensor size", |p| p.tensors[1].size -= 2),
         ("tensor shape", |p| p.tensors[1].shape = vec![u64::MAX, u64::MAX]),

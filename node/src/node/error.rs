@@ -1,0 +1,103 @@
+//! Why a node could not do what it was asked, sorted by what the asker can do about it.
+
+use surf_protocol::ModelId;
+
+use crate::{
+    engine::EngineError,
+    fetch::DirectoryError,
+    publish::{ExportError, PublishError, PullError},
+    source::SourceError,
+    store::{ResolveError, StoreError},
+};
+
+/// Why a node could not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// There is no such thing here, and nobody who can be reached has it.
+    #[error("{0}")]
+    NotFound(String),
+    /// The request asks for something impossible.
+    #[error("{0}")]
+    Invalid(String),
+    /// Too much is going on. Ask again later.
+    #[error("{0}")]
+    Busy(String),
+    /// Something failed: a disk, a model, a part of the node.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl NodeError {
+    pub(super) fn no_manifest(model: ModelId) -> Self {
+        Self::NotFound(format!("nobody reachable has the model {model}"))
+    }
+}
+
+impl From<SourceError> for NodeError {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::Missing(_) => Self::NotFound(error.to_string()),
+            SourceError::Failed { .. } => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<ResolveError> for NodeError {
+    fn from(error: ResolveError) -> Self {
+        match error {
+            ResolveError::Unknown { .. } => Self::NotFound(error.to_string()),
+            _ => Self::Invalid(error.to_string()),
+        }
+    }
+}
+
+impl From<PullError> for NodeError {
+    fn from(error: PullError) -> Self {
+        match error {
+            PullError::Source(error) => error.into(),
+            PullError::Unkept(_) => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<ExportError> for NodeError {
+    fn from(error: ExportError) -> Self {
+        match error {
+            ExportError::Source(error) => error.into(),
+            ExportError::InTheWay(_) => Self::Invalid(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<PublishError> for NodeError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Path { .. } | PublishError::Cut(_) => Self::Invalid(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for NodeError {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<DirectoryError> for NodeError {
+    fn from(error: DirectoryError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<EngineError> for NodeError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Busy => Self::Busy(error.to_string()),
+            EngineError::Weights(crate::weights::WeightsError::Source(error)) => error.into(),
+            _ if error.is_the_askers() => Self::Invalid(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}

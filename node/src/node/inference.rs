@@ -1,0 +1,238 @@
+//! One model at a time, ready to run.
+//!
+//! The memory budget belongs to whoever runs, so another model is loaded only when nobody uses the
+//! one that is: a request for it waits a while for that, and is told that the node is busy after.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use surf_protocol::{Manifest, ModelId};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+
+use super::{Node, NodeError};
+use crate::{
+    api::{CacheStats, Checked, GroupCache, LoadedModel},
+    engine::{self, Engine},
+    source::{ModelSource, Urgency},
+    store::Lease,
+    weights::Streamed,
+};
+
+/// How long a request waits for another model to be done with.
+const SWITCH_WAIT: Duration = Duration::from_secs(60);
+
+/// How often it looks whether that is the case.
+const SWITCH_LOOK: Duration = Duration::from_millis(50);
+
+/// Bytes of a file that the engine reads whole: configuration, tokenizer, templates. The largest
+/// tokenizers have some 35 MB.
+const FILE_SIZE_MAX: u64 = 128 << 20;
+
+/// The files that the engine reads.
+const FILES: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
+/// The model that is ready to run, if one is.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    /// Held while a model is loaded, so that two requests do not load two.
+    loading: tokio::sync::Mutex<()>,
+    loaded: Mutex<Option<Arc<Loaded>>>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    id: ModelId,
+    engine: Engine,
+    weights: Arc<Streamed>,
+    memory: u64,
+    /// Chunks in use are not evicted.
+    _lease: Lease,
+}
+
+/// A generation under way: its events, and the model that must stay as long as they come.
+#[derive(Debug)]
+pub struct Generation {
+    events: mpsc::Receiver<engine::Event>,
+    loaded: Arc<Loaded>,
+}
+
+impl Generation {
+    /// The next event. `None` after the last.
+    pub async fn next(&mut self) -> Option<engine::Event> {
+        self.events.recv().await
+    }
+
+    /// What of the weights was in memory, so far.
+    pub fn cache(&self) -> CacheStats {
+        self.loaded.cache()
+    }
+}
+
+impl Node {
+    /// Continues a prompt.
+    pub async fn generate(&self, model: &str, request: engine::Request) -> Result<Generation, NodeError> {
+        let loaded = self.loaded(model).await?;
+        let events = loaded.engine.generate(request)?;
+        Ok(Generation { events, loaded })
+    }
+
+    /// The logits of every position of every row: `[rows][positions][vocabulary]`.
+    pub async fn forward(&self, model: &str, rows: Vec<Vec<u32>>) -> Result<engine::Logits, NodeError> {
+        let loaded = self.loaded(model).await?;
+        Ok(loaded.engine.forward(rows).await?)
+    }
+
+    /// Runs recorded inputs and compares with the recorded outputs, a safetensors file.
+    pub async fn check(&self, model: &str, expected: Bytes, tolerance: f64) -> Result<Checked, NodeError> {
+        let loaded = self.loaded(model).await?;
+        let checked = engine::check(&loaded.engine, &expected, tolerance).await?;
+        Ok(Checked {
+            model: loaded.id.to_string(),
+            compared: checked.compared,
+            max_abs_err: checked.max_abs_err,
+            max_rel_err: checked.max_rel_err,
+            argmax_agree: checked.argmax_agree,
+            greedy_agree: checked.greedy_agree,
+            pass: checked.pass,
+        })
+    }
+
+    /// Frees the memory of `model`, if it is loaded and nobody uses it.
+    pub(super) async fn unload(&self, model: ModelId) -> Result<(), NodeError> {
+        let _loading = self.parts.loaded.loading.lock().await;
+        match self.parts.loaded.current() {
+            Some(loaded) if loaded.id == model => self.parts.loaded.empty(loaded).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn loaded(&self, model: &str) -> Result<Arc<Loaded>, NodeError> {
+        let manifest = self.manifest(model).await?;
+        let slot = &self.parts.loaded;
+        let _loading = slot.loading.lock().await;
+        match slot.current() {
+            Some(loaded) if loaded.id == manifest.id() => return Ok(loaded),
+            Some(other) => slot.empty(other).await?,
+            None => (),
+        }
+        let loaded = Arc::new(self.load(manifest).await?);
+        *slot.loaded.lock().expect("no panics while held") = Some(Arc::clone(&loaded));
+        Ok(loaded)
+    }
+
+    async fn load(&self, manifest: Arc<Manifest>) -> Result<Loaded, NodeError> {
+        let lease = self.parts.store.lease(manifest.chunks().iter().map(|chunk| chunk.id));
+        let source: Arc<dyn ModelSource> = Arc::new(self.parts.fetcher.model(Arc::clone(&manifest)));
+        let mut files = HashMap::new();
+        for name in FILES {
+            if let Some(bytes) = read(&*source, &manifest, name).await? {
+                files.insert(name.to_owned(), bytes);
+            }
+        }
+        let config = self.parts.config.engine;
+        let runtime = tokio::runtime::Handle::current();
+        let journal = Arc::clone(&self.parts.journal);
+        let id = manifest.id();
+        let weights = Streamed::new(manifest, source, config.memory, runtime, Arc::clone(&journal));
+        let weights = Arc::new(weights);
+        let engine = Engine::load(files, Arc::clone(&weights) as _, &config, journal).await?;
+        Ok(Loaded { id, engine, weights, memory: config.memory, _lease: lease })
+    }
+}
+
+impl Slot {
+    /// What is loaded, in the words of the API.
+    pub(super) fn view(&self) -> Option<LoadedModel> {
+        let loaded = self.current()?;
+        let stats = loaded.weights.stats();
+        Some(LoadedModel {
+            model: loaded.id.to_string(),
+            device: loaded.engine.device().to_owned(),
+            memory: loaded.memory,
+            resident_groups: stats.groups.iter().filter(|group| group.resident).count(),
+            groups: stats.groups.len(),
+            active: loaded.engine.active(),
+            passes: stats.passes,
+        })
+    }
+
+    fn current(&self) -> Option<Arc<Loaded>> {
+        self.loaded.lock().expect("no panics while held").clone()
+    }
+
+    /// Waits until nobody uses `loaded`, and drops it. Callers hold `loading`.
+    async fn empty(&self, mut loaded: Arc<Loaded>) -> Result<(), NodeError> {
+        *self.loaded.lock().expect("no panics while held") = None;
+        let deadline = Instant::now() + SWITCH_WAIT;
+        loop {
+            match Arc::try_unwrap(loaded) {
+                Ok(unused) => {
+                    drop(unused);
+                    return Ok(());
+                }
+                Err(used) if deadline < Instant::now() => {
+                    let busy = format!("the node is running {}; try again later", used.id);
+                    *self.loaded.lock().expect("no panics while held") = Some(used);
+                    return Err(NodeError::Busy(busy));
+                }
+                Err(used) => loaded = used,
+            }
+            sleep(SWITCH_LOOK).await;
+        }
+    }
+}
+
+impl Loaded {
+    fn cache(&self) -> CacheStats {
+        let stats = self.weights.stats();
+        let per_group: Vec<GroupCache> = stats
+            .groups
+            .iter()
+            .map(|group| GroupCache {
+                group: group.group.clone(),
+                hits: group.hits,
+                misses: group.misses,
+                bytes: group.bytes,
+            })
+            .collect();
+        CacheStats {
+            passes: stats.passes,
+            hits: per_group.iter().map(|group| group.hits).sum(),
+            misses: per_group.iter().map(|group| group.misses).sum(),
+            per_group,
+            resident_bytes: stats.resident_bytes,
+        }
+    }
+}
+
+/// A small file of the model, whole, if the model has it.
+async fn read(
+    source: &dyn ModelSource,
+    manifest: &Manifest,
+    name: &str,
+) -> Result<Option<Bytes>, NodeError> {
+    let Some(file) = manifest.file(name) else { return Ok(None) };
+    if FILE_SIZE_MAX < file.size {
+        let why = format!("{name} of {} has {} bytes; {FILE_SIZE_MAX} are read", manifest.id(), file.size);
+        return Err(NodeError::Invalid(why));
+    }
+    let mut bytes = BytesMut::new();
+    for &chunk in &file.chunks {
+        bytes.extend_from_slice(source.chunk(chunk, Urgency::Deadline(0)).await?.bytes());
+    }
+    Ok(Some(bytes.freeze()))
+}

@@ -1,0 +1,172 @@
+//! Where the parts are put together, and nowhere else.
+//!
+//! - [`Node::start`] makes the parts and connects them.
+//! - `models`: publish, pull, export and the rest, as the RPC offers them.
+//! - `inference`: one model at a time, ready to run.
+//! - `announcer`: tells the directory what is here.
+//! - `view`: what the node says of itself.
+
+mod announcer;
+mod error;
+mod inference;
+mod models;
+mod view;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use surf_protocol::NodeId;
+use tokio::{task::JoinHandle, time::Instant};
+
+use crate::{
+    config::Config,
+    fetch::{Fetcher, Parts},
+    identity::{self, Identity, IdentityError},
+    journal::Journal,
+    source::{ChunkSource, Object, SourceError},
+    store::{Store, StoreError},
+    swarm, transfer,
+};
+
+pub use error::NodeError;
+pub use inference::Generation;
+
+/// A running node. Clones are the same node; it stops when the last one is dropped.
+#[derive(Clone, Debug)]
+pub struct Node {
+    parts: Arc<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    config: Config,
+    id: NodeId,
+    listen: Vec<String>,
+    transfer_addr: SocketAddr,
+    started: Instant,
+    store: Store,
+    swarm: swarm::Handle,
+    client: Arc<transfer::Client>,
+    endpoint: transfer::Endpoint,
+    fetcher: Fetcher,
+    journal: Arc<Journal>,
+    loaded: inference::Slot,
+    announcing: JoinHandle<()>,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data folder could not be made.
+    #[error("cannot use the data folder {path}: {cause}")]
+    DataDir {
+        /// The folder.
+        path: PathBuf,
+        /// What went wrong.
+        cause: std::io::Error,
+    },
+    /// The key could not be read or made.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The store could not be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The control plane could not listen.
+    #[error(transparent)]
+    Listen(#[from] swarm::ListenError),
+    /// The data plane could not listen.
+    #[error(transparent)]
+    Bind(#[from] transfer::BindError),
+    /// An origin cannot be used.
+    #[error(transparent)]
+    Origin(#[from] SourceError),
+    /// The system has no randomness or is stopping.
+    #[error("the node could not start: {0}")]
+    System(String),
+}
+
+/// The name of the key file in the data folder.
+pub const KEY_FILE: &str = "identity.key";
+
+impl Node {
+    /// Opens the store, joins the swarm, serves chunks.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(|cause| StartError::DataDir { path: config.data_dir.clone(), cause })?;
+        let identity = Identity::load_or_create(&config.data_dir.join(KEY_FILE))?;
+        let opening = tokio::task::spawn_blocking({
+            let config = config.store.clone();
+            move || Store::open(&config)
+        });
+        let store = opening.await.map_err(|error| StartError::System(error.to_string()))??;
+        let endpoint = transfer::Endpoint::bind(&identity, &config.transfer)?;
+        endpoint.serve(Arc::new(store.clone()));
+        let transfer_addr = endpoint.local_addr();
+        let (swarm, listening) = swarm::start(&identity, &config.swarm, transfer_addr).await?;
+        let journal = Arc::new(Journal::default());
+        let client = endpoint.dialer();
+        let parts = Parts {
+            keeper: Arc::new(store.clone()),
+            directory: Arc::new(swarm.clone()),
+            dialer: Arc::clone(&client) as _,
+            origins: origins(&config)?,
+            journal: Arc::clone(&journal),
+            seed: rand::random(),
+        };
+        let fetcher = Fetcher::start(parts, &config.fetch);
+        let announcing = tokio::spawn(announcer::run(store.clone(), Arc::new(swarm.clone())));
+        Ok(Self {
+            parts: Arc::new(Running {
+                config,
+                id: identity.node_id(),
+                listen: listening.addrs,
+                transfer_addr,
+                started: Instant::now(),
+                store,
+                swarm,
+                client,
+                endpoint,
+                fetcher,
+                journal,
+                loaded: inference::Slot::default(),
+                announcing,
+            }),
+        })
+    }
+
+    /// Who this node is, as a libp2p peer id.
+    pub fn peer_id(&self) -> String {
+        identity::peer_id(self.parts.id)
+    }
+
+    /// Multiaddresses of the control plane, each ending in `/p2p/…`: what others join through.
+    pub fn listen(&self) -> &[String] {
+        &self.parts.listen
+    }
+
+    /// What has happened.
+    pub fn journal(&self) -> &Journal {
+        &self.parts.journal
+    }
+
+    /// What is kept.
+    pub fn store(&self) -> &Store {
+        &self.parts.store
+    }
+
+    /// Says good-bye to peers, so that they need not find out.
+    pub async fn stop(&self) {
+        self.parts.announcing.abort();
+        self.parts.endpoint.close().await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.announcing.abort();
+    }
+}
+
+fn origins(config: &Config) -> Result<Vec<(String, Arc<dyn ChunkSource>)>, SourceError> {
+    let open = |url: &url::Url| Ok((url.to_string(), Arc::new(Object::open(url)?) as _));
+    config.fetch.origins.iter().map(open).collect()
+}

@@ -1,0 +1,188 @@
+//! What can be done with models: publish, pull, export and the rest.
+
+use std::{path::Path, sync::Arc};
+
+use bytes::Bytes;
+use surf_protocol::{ChunkId, Manifest, ModelId};
+use tokio::sync::mpsc;
+
+use super::{Node, NodeError, view};
+use crate::{
+    api::{
+        Amount, Exported, Freed, ModelDetail, ModelInfo, PublishRequest, Published, PullProgress, Pulled,
+        Verified, VerifyProgress,
+    },
+    publish,
+    source::{Library, ModelSource, Urgency},
+};
+
+/// Keeps the last progress that fits; a slow listener misses some and is waited for by nobody.
+fn tell<T>(listener: &mpsc::Sender<T>, progress: T) {
+    drop(listener.try_send(progress));
+}
+
+impl Node {
+    /// Publishes a folder or file of this machine.
+    pub async fn publish(
+        &self,
+        request: PublishRequest,
+        progress: mpsc::Sender<Amount>,
+    ) -> Result<Published, NodeError> {
+        if let Some(name) = &request.name
+            && let Err(why) = check_name(name)
+        {
+            return Err(NodeError::Invalid(format!("{name:?} cannot be a name: {why}")));
+        }
+        let tell = move |amount| tell(&progress, amount);
+        let (_, published) = publish::folder(&self.parts.store, &request, tell).await?;
+        Ok(published)
+    }
+
+    /// Fetches everything of a model that is not here.
+    pub async fn pull(&self, model: &str, progress: mpsc::Sender<PullProgress>) -> Result<Pulled, NodeError> {
+        let waiting = PullProgress { phase: "manifest".to_owned(), ..PullProgress::default() };
+        tell(&progress, waiting);
+        let manifest = self.manifest(model).await?;
+        let (store, fetcher) = (&self.parts.store, &self.parts.fetcher);
+        let done = publish::pull(store, fetcher, &manifest, |pull| tell(&progress, view::pulling(pull))).await?;
+        Ok(self.pulled(&manifest, &done))
+    }
+
+    /// Writes the files of a model into a folder of this machine. Fetches what is not here.
+    pub async fn export(
+        &self,
+        model: &str,
+        dir: &Path,
+        progress: mpsc::Sender<Amount>,
+    ) -> Result<Exported, NodeError> {
+        let manifest = self.manifest(model).await?;
+        let source = self.parts.fetcher.model(Arc::clone(&manifest));
+        let tell = |amount| tell(&progress, amount);
+        Ok(publish::export(&source, &manifest, dir, tell).await?)
+    }
+
+    /// Every model whose manifest is here.
+    pub fn models(&self) -> Vec<ModelInfo> {
+        self.parts.store.models().into_iter().map(view::model).collect()
+    }
+
+    /// One model, with its files and groups.
+    pub async fn model(&self, model: &str) -> Result<ModelDetail, NodeError> {
+        let manifest = self.manifest(model).await?;
+        let summary = self.parts.store.models().into_iter().find(|summary| summary.id == manifest.id());
+        let info = summary.map(view::model).ok_or_else(|| NodeError::no_manifest(manifest.id()))?;
+        let have = self.parts.store.have(manifest.id()).await?;
+        Ok(view::detail(info, &manifest, have.as_ref()))
+    }
+
+    /// Protects a model from eviction.
+    pub async fn pin(&self, model: &str) -> Result<(), NodeError> {
+        Ok(self.parts.store.pin(self.here(model)?).await?)
+    }
+
+    /// Takes [`Node::pin`] back.
+    pub async fn unpin(&self, model: &str) -> Result<(), NodeError> {
+        Ok(self.parts.store.unpin(self.here(model)?).await?)
+    }
+
+    /// Removes a model from this node. Other models keep the chunks they share with it.
+    pub async fn remove(&self, model: &str) -> Result<Freed, NodeError> {
+        let model = self.here(model)?;
+        self.unload(model).await?;
+        let freed = self.parts.store.remove(model).await?;
+        Ok(Freed { freed_bytes: freed.bytes })
+    }
+
+    /// Removes what belongs to no model here.
+    pub async fn gc(&self) -> Result<Freed, NodeError> {
+        let freed = self.parts.store.gc().await?;
+        Ok(Freed { freed_bytes: freed.bytes })
+    }
+
+    /// Hashes what is here, of one model or of all, and fetches again what is bad if told to.
+    pub async fn verify(
+        &self,
+        model: Option<&str>,
+        repair: bool,
+        progress: mpsc::Sender<VerifyProgress>,
+    ) -> Result<Verified, NodeError> {
+        let model = model.map(|text| self.here(text)).transpose()?;
+        let tell = move |checked, total| tell(&progress, VerifyProgress { checked, total });
+        let verified = self.parts.store.verify(model, tell).await?;
+        let repaired = if repair { self.repair(&verified.bad).await? } else { 0 };
+        Ok(Verified { checked: verified.checked as u64, bad: verified.bad.len() as u64, repaired })
+    }
+
+    /// The bytes of one chunk, if it is here.
+    pub async fn chunk(&self, id: ChunkId) -> Result<Option<Bytes>, NodeError> {
+        Ok(self.parts.store.serve(id).await?)
+    }
+
+    /// The manifest of a model that is here or that a peer has.
+    pub(super) async fn manifest(&self, model: &str) -> Result<Arc<Manifest>, NodeError> {
+        let id = self.parts.store.resolve(model)?;
+        if let Some(manifest) = self.parts.store.manifest_of(id) {
+            return Ok(manifest);
+        }
+        let found = self.parts.fetcher.manifest(id).await?;
+        let manifest = found.ok_or_else(|| NodeError::no_manifest(id))?;
+        self.parts.store.put_manifest(&manifest).await?;
+        Ok(Arc::new(manifest))
+    }
+
+    /// The id of a model whose manifest is here.
+    fn here(&self, model: &str) -> Result<ModelId, NodeError> {
+        let id = self.parts.store.resolve(model)?;
+        match self.parts.store.manifest_of(id) {
+            Some(_) => Ok(id),
+            None => Err(NodeError::NotFound(format!("the model {id} is not on this node"))),
+        }
+    }
+
+    /// Fetches chunks that a model here names. Returns how many came.
+    async fn repair(&self, bad: &[ChunkId]) -> Result<u64, NodeError> {
+        let mut repaired = 0;
+        for summary in self.parts.store.models() {
+            let Some(manifest) = self.parts.store.manifest_of(summary.id) else { continue };
+            let source = self.parts.fetcher.model(Arc::clone(&manifest));
+            let named = bad.iter().filter_map(|id| manifest.position(*id));
+            let lost = named.map(|at| manifest.chunks()[at]);
+            for chunk in lost.filter(|chunk| !self.parts.store.contains(chunk.id)) {
+                match source.chunk(chunk, Urgency::Background).await {
+                    Ok(_) => repaired += 1,
+                    Err(error) => tracing::warn!(chunk = %chunk.id, %error, "could not be repaired"),
+                }
+            }
+        }
+        Ok(repaired)
+    }
+}
+
+/// Names that cannot be mistaken for an id or a signed name, and can be written in a shell.
+fn check_name(name: &str) -> Result<(), &'static str> {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+    match name {
+        "" => Err("it is empty"),
+        _ if 128 < name.len() => Err("it is longer than 128 bytes"),
+        _ if !name.chars().all(plain) => Err("only letters, digits and - _ . : are allowed"),
+        _ if name.starts_with(['-', '.']) => Err("it starts with a dash or a dot"),
+        _ if name.starts_with("surf:") => Err("it looks like a model id"),
+        _ if 8 <= name.len() && name.chars().all(|c| c.is_ascii_hexdigit()) => Err("it looks like a model id"),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_from_ids() {
+        for good in ["tiny-surfer", "llama3.1:8b", "Größe", "cafe"] {
+            assert_eq!(check_name(good), Ok(()), "{good}");
+        }
+        for bad in ["", "a b", "a/b", "-x", ".", "surf:x", "deadbeef", "0123456789abcdef"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! A folder or file of the user's becomes a model: cut, hashed, and kept where it is or copied.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use surf_chunker::{CutError, Options, Sink};
+use surf_protocol::{Chunk, ChunkId, Manifest};
+use tokio::{runtime, task::spawn_blocking};
+
+use crate::{
+    api::{Amount, PublishRequest, Published},
+    store::{Store, StoreError},
+};
+
+/// Why a folder could not be published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The path cannot be used at all.
+    #[error("cannot publish {path}: {cause}")]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: io::Error,
+    },
+    /// What is in the folder cannot be published.
+    #[error(transparent)]
+    Cut(#[from] CutError),
+    /// The chunks could not be kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The node is stopping.
+    #[error("the node is stopping")]
+    Stopped,
+}
+
+/// Cuts the folder or file that `request` names and keeps the result in `store`. By default bytes
+/// stay where they are, and the store remembers where that is.
+///
+/// `progress` is called from several threads.
+pub async fn folder(
+    store: &Store,
+    request: &PublishRequest,
+    progress: impl Fn(Amount) + Send + Sync + 'static,
+) -> Result<(Arc<Manifest>, Published), PublishError> {
+    let path = PathBuf::from(&request.path);
+    let path = spawn_blocking(move || {
+        std::fs::canonicalize(&path).map_err(|cause| PublishError::Path { path, cause })
+    })
+    .await
+    .map_err(|_| PublishError::Stopped)??;
+    let options = Options { follow_links: request.follow_links };
+    let cutting = Cutting {
+        copy_to: request.copy.then(|| (store.clone(), runtime::Handle::current())),
+        progress,
+        done: AtomicU64::new(0),
+        kept: Mutex::default(),
+    };
+    let (manifest, places, copied) = spawn_blocking(move || cutting.cut(&path, &options))
+        .await
+        .map_err(|_| PublishError::Stopped)??;
+    let manifest = Arc::new(manifest);
+    store.put_manifest(&manifest).await?;
+    let (new_chunks, new_bytes) = if request.copy {
+        copied
+    } else {
+        let referenced = store.reference(&manifest, places).await?;
+        (referenced.chunks, referenced.bytes)
+    };
+    if let Some(name) = &request.name {
+        store.set_alias(name, manifest.id()).await?;
+    }
+    let published = Published {
+        model: manifest.id().to_string(),
+        name: request.name.clone(),
+        files: manifest.files().len(),
+        tensors: manifest.tensors().len(),
+        groups: manifest.groups().len(),
+        chunks: manifest.chunks().len(),
+        new_chunks,
+        bytes: manifest.files().iter().map(|file| file.size).sum(),
+        new_bytes,
+    };
+    Ok((manifest, published))
+}
+
+/// One cutting, as a sink of its chunks.
+struct Cutting<P> {
+    copy_to: Option<(Store, runtime::Handle)>,
+    progress: P,
+    done: AtomicU64,
+    /// Chunks copied that were not here before, and their bytes.
+    kept: Mutex<(HashSet<ChunkId>, u64)>,
+}
+
+type Cut = (Manifest, Vec<(u32, PathBuf)>, (usize, u64));
+
+impl<P: Fn(Amount) + Send + Sync> Cutting<P> {
+    fn cut(self, path: &Path, options: &Options) -> Result<Cut, PublishError> {
+        let listed = surf_chunker::list(path, options)?;
+        let total = listed.iter().map(|file| file.size).sum();
+        let sink = Counted { cutting: &self, total };
+        let manifest = surf_chunker::cut(path, options, &sink)?;
+        let real: BTreeMap<&str, &PathBuf> =
+            listed.iter().map(|file| (file.path.as_str(), &file.real)).collect();
+        let files = manifest.files().iter().zip(0..);
+        let places = files.filter_map(|(file, at)| Some((at, (*real.get(file.path.as_str())?).clone())));
+        let places = places.collect();
+        let (chunks, bytes) = self.kept.into_inner().expect("no panics while held");
+        Ok((manifest, places, (chunks.len(), bytes)))
+    }
+}
+
+struct Counted<'a, P> {
+    cutting: &'a Cutting<P>,
+    total: u64,
+}
+
+impl<P: Fn(Amount) + Send + Sync> Sink for Counted<'_, P> {
+    fn chunk(
+        &self,
+        chunk: &Chunk,
+        _: &Path,
+        _: u64,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let size = chunk.bytes().len() as u64;
+        if let Some((store, runtime)) = &self.cutting.copy_to
+            && runtime.block_on(store.put(chunk.clone()))?
+        {
+            let mut kept = self.cutting.kept.lock().expect("no panics while held");
+            kept.0.insert(chunk.id());
+            kept.1 += size;
+        }
+        let bytes = self.cutting.done.fetch_add(size, Ordering::Relaxed) + size;
+        (self.cutting.progress)(Amount { bytes, total: self.total });
+        Ok(())
+    }
+}

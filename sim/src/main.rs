@@ -1,0 +1,182 @@
+//! `surf-sim`: simulated swarms, and measurements of real nodes.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use surf_sim::{
+    bench::{self, Failed},
+    net::Manner,
+    scenario::Scenario,
+};
+
+/// Simulated swarms, and measurements of real nodes.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a swarm of honest and hostile peers on a simulated network, once for each seed.
+    Run {
+        /// How many seeds, from 0.
+        #[arg(long, default_value_t = 10)]
+        seeds: u64,
+        /// Nodes that download.
+        #[arg(long, default_value_t = 4)]
+        downloaders: u8,
+        /// Chunks in the model.
+        #[arg(long, default_value_t = 60)]
+        chunks: u32,
+        /// Whether liars, stallers and others are among the seeds.
+        #[arg(long)]
+        hostile: bool,
+    },
+    /// Measures real nodes.
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// A file over loopback, beside bare quinn.
+    Transfer {
+        /// MiB to move.
+        #[arg(long, default_value_t = 1024)]
+        mib: u64,
+        /// How many times; medians are reported.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Folder for the files.
+        #[arg(long, default_value = ".")]
+        dir: PathBuf,
+    },
+    /// A Llama with random weights in bf16, beside transformers.
+    Engine {
+        /// Blocks.
+        #[arg(long, default_value_t = 22)]
+        layers: usize,
+        /// Width of the residual stream.
+        #[arg(long, default_value_t = 2048)]
+        hidden: usize,
+        /// Width inside the MLP.
+        #[arg(long, default_value_t = 5632)]
+        intermediate: usize,
+        /// Query heads.
+        #[arg(long, default_value_t = 32)]
+        heads: usize,
+        /// Key and value heads.
+        #[arg(long, default_value_t = 4)]
+        kv_heads: usize,
+        /// Tokens in the vocabulary.
+        #[arg(long, default_value_t = 32000)]
+        vocab: usize,
+        /// Tokens in the prompt.
+        #[arg(long, default_value_t = 128)]
+        prompt: usize,
+        /// Tokens generated.
+        #[arg(long, default_value_t = 32)]
+        tokens: usize,
+        /// How many times; medians are reported.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Folder for the model.
+        #[arg(long, default_value = ".")]
+        dir: PathBuf,
+        /// A Python that has torch, transformers and accelerate, to compare with.
+        #[arg(long)]
+        python: Option<PathBuf>,
+    },
+    #[command(hide = true)]
+    QuinnServe { file: PathBuf },
+    #[command(hide = true)]
+    QuinnGet { addr: SocketAddr, peer: String },
+    #[command(hide = true)]
+    EngineRun { model: PathBuf, data: PathBuf, memory: u64, prompt: usize, tokens: usize },
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Run { seeds, downloaders, chunks, hostile } => run(seeds, downloaders, chunks, hostile),
+        Command::Bench(command) => measure(command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(seeds: u64, downloaders: u8, chunks: u32, hostile: bool) -> Result<(), Failed> {
+    use Manner::{Boasts, HangsUp, Honest, Lies, Stalls};
+    let manners = if hostile { vec![Honest, Lies, Stalls, HangsUp, Boasts] } else { vec![Honest] };
+    let scenario =
+        Scenario { seeds: manners, downloaders, chunks, chunk_size: 64 * 1024, rate: 12_500_000 };
+    println!("{:>6} {:>10} {:>12} {:>12} {:>8}  trace", "seed", "seconds", "seed sent", "wasted", "events");
+    for seed in 0..seeds {
+        let outcome = scenario.run(seed).map_err(Failed)?;
+        println!(
+            "{seed:>6} {:>10.2} {:>12} {:>12} {:>8}  {}",
+            outcome.took.as_secs_f64(),
+            outcome.seeds_sent[0],
+            outcome.traffic.iter().map(|traffic| traffic.wasted).sum::<u64>(),
+            outcome.trace.0,
+            &outcome.trace.1[..16],
+        );
+    }
+    Ok(())
+}
+
+fn measure(command: Bench) -> Result<(), Failed> {
+    let this = std::env::current_exe()?;
+    match command {
+        Bench::Transfer { mib, rounds, dir } => {
+            let program = this.with_file_name("surf-node");
+            let options = bench::transfer::Options { program, this, size: mib << 20, rounds, dir };
+            print(&bench::transfer::run(&options)?)
+        }
+        Bench::Engine {
+            layers,
+            hidden,
+            intermediate,
+            heads,
+            kv_heads,
+            vocab,
+            prompt,
+            tokens,
+            rounds,
+            dir,
+            python,
+        } => {
+            let shape = bench::engine::Shape { layers, hidden, intermediate, heads, kv_heads, vocab };
+            let options =
+                bench::engine::Options { shape, prompt, tokens, rounds, dir, this, python, share: 0.3 };
+            print(&bench::engine::run(&options)?)
+        }
+        Bench::QuinnServe { file } => asynchronous(bench::quinn::serve(&file)),
+        Bench::QuinnGet { addr, peer } => {
+            let peer = surf_node::identity::parse_peer_id(&peer)
+                .ok_or_else(|| Failed(format!("{peer} is no peer id")))?;
+            let (bytes, seconds) = asynchronous(bench::quinn::get(addr, peer))?;
+            let cpu_s = bench::process::cpu_seconds(std::process::id());
+            print(&serde_json::json!({"bytes": bytes, "seconds": seconds, "cpu_s": cpu_s}))
+        }
+        Bench::EngineRun { model, data, memory, prompt, tokens } => {
+            print(&asynchronous(bench::engine::generate(&model, &data, memory, prompt, tokens))?)
+        }
+    }
+}
+
+fn asynchronous<T>(work: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+    tokio::runtime::Runtime::new()?.block_on(work)
+}
+
+fn print(report: &impl serde::Serialize) -> Result<(), Failed> {
+    let text = serde_json::to_string(report).map_err(|error| Failed::to("write the report", error))?;
+    println!("{text}");
+    Ok(())
+}

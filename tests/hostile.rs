@@ -1,0 +1,166 @@
+//! Peers that serve wrong bytes, stall, hang up or boast: the pull ends well from the others, the liar
+//! is dropped, and memory stays bounded.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use surf_node::{
+    api::PublishRequest,
+    config,
+    fetch::{Directory, Key},
+    identity::Identity,
+    swarm,
+};
+use surf_protocol::{
+    Bitmap, Manifest, ModelId,
+    wire::{self, Reply, Request},
+};
+use surf_tests::{TestNode, start};
+use tokio::sync::mpsc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    Lies,
+    Stalls,
+    HangsUp,
+    /// Claims a manifest, a bitmap and chunks of 2^60 bytes.
+    Boasts,
+}
+
+/// A peer that speaks the protocol and means no good.
+struct Hostile {
+    _swarm: swarm::Handle,
+    _endpoint: quinn::Endpoint,
+}
+
+async fn hostile(manner: Manner, bootstrap: &[String], manifest: Arc<Manifest>) -> Hostile {
+    let identity = Identity::generate();
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let tls = quinn::ServerConfig::with_crypto(Arc::new(identity.server_tls().unwrap()));
+    let endpoint = quinn::Endpoint::server(tls, any).unwrap();
+    tokio::spawn(serve(endpoint.clone(), manner, Arc::clone(&manifest)));
+    let config = config::Swarm { listen: any, bootstrap: bootstrap.to_vec(), mdns: false };
+    let (swarm, _) = swarm::start(&identity, &config, endpoint.local_addr().unwrap()).await.unwrap();
+    swarm.announce(manifest.id(), vec![Key::Model(manifest.id())]).await.unwrap();
+    Hostile { _swarm: swarm, _endpoint: endpoint }
+}
+
+async fn serve(endpoint: quinn::Endpoint, manner: Manner, manifest: Arc<Manifest>) {
+    while let Some(incoming) = endpoint.accept().await {
+        let manifest = Arc::clone(&manifest);
+        tokio::spawn(async move {
+            let Ok(connection) = incoming.await else { return };
+            while let Ok((send, recv)) = connection.accept_bi().await {
+                tokio::spawn(answer(connection.clone(), send, recv, manner, Arc::clone(&manifest)));
+            }
+        });
+    }
+}
+
+async fn answer(
+    connection: quinn::Connection,
+    mut send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+    manner: Manner,
+    manifest: Arc<Manifest>,
+) {
+    let Ok(bytes) = recv.read_to_end(256).await else { return };
+    let body = match wire::decode_request(&bytes).unwrap() {
+        Request::Manifest(_) => manifest.encode(),
+        Request::Have(_) => wire::encode_bitmap(&Bitmap::from_fn(manifest.chunks().len(), |_| true)),
+        Request::Chunk(id) => {
+            let chunk = manifest.chunks()[manifest.position(id).unwrap()];
+            vec![7; chunk.size as usize]
+        }
+        Request::Range { range, .. } => vec![7; range.len()],
+    };
+    let is_small = body.len() < 10_000;
+    let size = if manner == Manner::Boasts { 1 << 60 } else { body.len() as u64 };
+    let _ = send.write_all(&wire::encode_reply(&Reply::Found { size })).await;
+    match manner {
+        Manner::Stalls if !is_small => {
+            let _ = send.write_all(&body[..body.len() / 2]).await;
+            std::future::pending::<()>().await;
+        }
+        Manner::HangsUp if !is_small => {
+            let _ = send.write_all(&body[..body.len() / 2]).await;
+            connection.close(9u32.into(), b"");
+        }
+        Manner::Boasts => while send.write_all(&[7; 65536]).await.is_ok() {},
+        _ => {
+            let _ = send.write_all(&body).await;
+            let _ = send.finish();
+        }
+    }
+}
+
+/// A node with a model of 96 MiB of noise.
+async fn seed() -> (TestNode, ModelId, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = vec![0; 96 << 20];
+    blake3::Hasher::new().update(b"hostile").finalize_xof().fill(&mut bytes);
+    std::fs::write(folder.path().join("weights.bin"), bytes).unwrap();
+    let seed = start(&[], 0).await;
+    let path = folder.path().to_str().unwrap().to_owned();
+    let request = PublishRequest { path, name: None, copy: false, follow_links: false };
+    let published = seed.node.publish(request, mpsc::channel(1).0).await.unwrap();
+    (seed, published.model.parse().unwrap(), folder)
+}
+
+async fn pulled_beside(manners: &[Manner]) -> (u64, u64) {
+    let (seed, model, _folder) = seed().await;
+    let manifest = seed.node.store().manifest_of(model).unwrap();
+    let mut enemies = Vec::new();
+    for &manner in manners {
+        enemies.push(hostile(manner, seed.node.listen(), Arc::clone(&manifest)).await);
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let node = start(seed.node.listen(), 0).await;
+    let pull = node.node.pull(&model.to_string(), mpsc::channel(1).0);
+    let pulled = tokio::time::timeout(Duration::from_secs(100), pull).await.expect("no hang").unwrap();
+    assert_eq!(pulled.fetched_bytes, pulled.bytes);
+    let seed_id = seed.node.peer_id();
+    assert!(pulled.sources.iter().all(|source| source.peer == seed_id), "{:?}", pulled.sources);
+    let verified = node.node.verify(None, false, mpsc::channel(1).0).await.unwrap();
+    assert_eq!(verified.bad, 0);
+    (pulled.wasted_bytes, pulled.bytes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_liar_wastes_one_chunk() {
+    let (wasted, _) = pulled_beside(&[Manner::Lies]).await;
+    assert!(0 < wasted && wasted <= 8 << 20, "{wasted}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_staller_is_left_for_others() {
+    let (wasted, _) = pulled_beside(&[Manner::Stalls]).await;
+    assert!(0 < wasted && wasted <= 24 << 20, "{wasted}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_hangs_up_is_left_for_others() {
+    let (wasted, _) = pulled_beside(&[Manner::HangsUp]).await;
+    assert!(0 < wasted && wasted <= 24 << 20, "{wasted}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boasts_make_no_room() {
+    let before = resident();
+    let (wasted, _) = pulled_beside(&[Manner::Boasts, Manner::Boasts]).await;
+    assert_eq!(wasted, 0, "nothing of it was read");
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 400 << 20, "{grown} bytes more in memory");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_together_do_not_stop_a_pull() {
+    pulled_beside(&[Manner::Lies, Manner::Stalls, Manner::HangsUp, Manner::Boasts]).await;
+}
+
+/// Bytes of memory of this process, mapped files aside.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

@@ -1,0 +1,131 @@
+//! A model computes before it has arrived, nothing is fetched twice, and what should stay in memory
+//! does.
+
+use std::collections::HashMap;
+
+use surf_node::{
+    Node,
+    api::{Checked, PublishRequest},
+    engine::{Event as Said, Prompt, Request},
+    journal::Event,
+};
+use surf_tests::{TestNode, fixture, start, tiny_surfer};
+use tokio::sync::mpsc;
+
+const PLENTY: u64 = 1 << 30;
+
+async fn publish(node: &Node, folder: &std::path::Path) -> String {
+    let path = folder.to_str().unwrap().to_owned();
+    let request = PublishRequest { path, name: None, copy: false, follow_links: false };
+    node.publish(request, mpsc::channel(1).0).await.unwrap().model
+}
+
+/// A node that has published `folder`, another that has not, and the model.
+async fn pair(folder: &std::path::Path, memory: u64) -> (TestNode, TestNode, String) {
+    let seed = start(&[], PLENTY).await;
+    let model = publish(&seed.node, folder).await;
+    let empty = start(seed.node.listen(), memory).await;
+    (seed, empty, model)
+}
+
+/// Bytes of the two largest groups that `model` streams: room for two blocks, and for no more.
+async fn two_blocks(folder: &std::path::Path) -> u64 {
+    let node = start(&[], PLENTY).await;
+    let model = publish(&node.node, folder).await;
+    let groups = node.node.model(&model).await.unwrap().groups;
+    let blocks = groups.iter().filter(|group| group.group.starts_with("block"));
+    2 * blocks.map(|group| group.bytes).max().unwrap()
+}
+
+async fn check(node: &Node, model: &str, folder: &std::path::Path) -> Checked {
+    let expected = std::fs::read(folder.join("expected.safetensors")).unwrap();
+    node.check(model, expected.into(), 1e-3).await.unwrap()
+}
+
+async fn generate(node: &Node, model: &str, tokens: usize) -> surf_node::api::CacheStats {
+    let prompt = Prompt::Text("Once upon a time there was a seal".to_owned());
+    let request = Request { prompt, max_tokens: tokens, ..Request::default() };
+    let mut generation = node.generate(model, request).await.unwrap();
+    while let Some(said) = generation.next().await {
+        match said {
+            Said::Failed(error) => panic!("{error}"),
+            Said::Done(_) => return generation.cache(),
+            Said::Token(_) => (),
+        }
+    }
+    panic!("the generation did not end");
+}
+
+/// Both ways of running every reference model: from another node with room for two blocks, and whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn recorded_outputs_are_reproduced_streamed_and_resident() {
+    for name in ["llama", "llama-bf16-sharded", "mistral", "qwen2", "qwen3"] {
+        let folder = fixture(name);
+        for memory in [two_blocks(&folder).await, PLENTY] {
+            let (_seed, empty, model) = pair(&folder, memory).await;
+            let checked = check(&empty.node, &model, &folder).await;
+            assert!(checked.pass && checked.max_rel_err <= 1e-3, "{name} with {memory}: {checked:?}");
+            assert_eq!(checked.greedy_agree, Some(1.0), "{name} with {memory}");
+            assert!(checked.compared >= 2 * 33 * 512, "{name}: {checked:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cold_start_computes_before_the_model_is_here_and_fetches_nothing_twice() {
+    let (_seed, empty, model) = pair(&tiny_surfer(), PLENTY).await;
+    generate(&empty.node, &model, 8).await;
+    let entries = empty.node.journal().entries();
+    let computed = entries.iter().find_map(|entry| match &entry.event {
+        Event::GroupComputed { group, .. } if group == "block 0" => Some(entry.at_us),
+        _ => None,
+    });
+    let mut arrived: HashMap<&str, u64> = HashMap::new();
+    let mut last = 0;
+    for entry in &entries {
+        match &entry.event {
+            Event::ChunkArrived { chunk, .. } => {
+                *arrived.entry(chunk).or_default() += 1;
+                last = last.max(entry.at_us);
+            }
+            Event::Wasted { .. } => panic!("{entry:?}"),
+            Event::RangeArrived { .. } => panic!("the tied table is needed whole: {entry:?}"),
+            _ => (),
+        }
+    }
+    assert!(computed.expect("block 0 was computed") < last, "all had arrived before block 0 was computed");
+    assert!(arrived.len() > 10 && arrived.values().all(|&times| times == 1), "{arrived:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_untied_table_is_fetched_by_row() {
+    let folder = fixture("llama");
+    let (_seed, empty, model) = pair(&folder, two_blocks(&folder).await).await;
+    generate(&empty.node, &model, 2).await;
+    let entries = empty.node.journal().entries();
+    let rows = entries.iter().filter(|entry| matches!(entry.event, Event::RangeArrived { .. }));
+    assert!(rows.count() > 0);
+    let groups = empty.node.model(&model).await.unwrap().groups;
+    let embed = groups.iter().find(|group| group.group == "embed").unwrap();
+    assert_eq!(embed.held_bytes, 0, "the table itself was not needed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hits_per_pass_are_those_of_a_fixed_set() {
+    let folder = tiny_surfer();
+    let block = two_blocks(&folder).await / 2;
+    for k in 3..=8u64 {
+        // Room for k blocks, and for the table that is also the head.
+        let table = 1024 * 160 * 2 + 64 * 1024;
+        let (_seed, empty, model) = pair(&folder, k * block + table).await;
+        let before = generate(&empty.node, &model, 1).await;
+        let after = generate(&empty.node, &model, 6).await;
+        let passes = after.passes - before.passes;
+        let blocks = |stats: &surf_node::api::CacheStats| -> u64 {
+            stats.per_group.iter().filter(|group| group.group.starts_with("block")).map(|g| g.hits).sum()
+        };
+        let hits = blocks(&after) - blocks(&before);
+        assert!(passes >= 6, "{passes}");
+        assert!(hits >= passes * (k - 2), "room for {k} of 8 blocks: {hits} hits in {passes} passes");
+    }
+}
