@@ -116,8 +116,7 @@ impl Identity {
 
     /// Proves who we are, and refuses to talk to anyone but `peer`.
     pub(crate) fn client_tls(&self, peer: NodeId) -> Result<QuicClientConfig, IdentityError> {
-        let mut tls =
-            tls::make_client_config(&self.keypair(), Some(libp2p_id(peer))).map_err(certificate)?;
+        let mut tls = tls::make_client_config(&self.keypair(), Some(libp2p_id(peer))).map_err(certificate)?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
         QuicClientConfig::try_from(tls).map_err(certificate)
     }

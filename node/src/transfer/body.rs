@@ -44,7 +44,9 @@ impl Reading {
                 self.left -= chunk.bytes.len() as u64;
                 Ok(Some(chunk.bytes))
             }
-            Ok(None) => Err(self.failed(format!("ended after {} of {} bytes", self.size - self.left, self.size))),
+            Ok(None) => {
+                Err(self.failed(format!("ended after {} of {} bytes", self.size - self.left, self.size)))
+            }
             Err(error) => Err(self.failed(error.to_string())),
         }
     }

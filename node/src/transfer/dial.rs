@@ -67,7 +67,7 @@ async fn one(
     peer: &Peer,
     addr: SocketAddr,
 ) -> Result<quinn::Connection, BoxError> {
-    let config = settings::dialling(identity.client_tls(peer.id)?, addr);
+    let config = settings::dialling(identity.client_tls(peer.id)?);
     // The certificate names a key, not a host; the host name is a placeholder.
     Ok(endpoint.connect_with(config, addr, "surf")?.await?)
 }

@@ -97,9 +97,8 @@ impl Endpoint {
     pub fn serve(&self, library: Arc<dyn Library>) -> Result<(), BindError> {
         let failed = |cause| BindError { addr: self.local_addr(), cause };
         let tls = self.identity.server_tls().map_err(|cause| failed(cause.into()))?;
-        let settings = settings::Serving::new(&Arc::new(tls));
-        self.quinn.set_server_config(Some(settings.for_anyone()));
-        let server = server::Server::new(library, Arc::clone(&self.peers), settings);
+        self.quinn.set_server_config(Some(settings::serving(tls)));
+        let server = server::Server::new(library, Arc::clone(&self.peers));
         tokio::spawn(Arc::new(server).accept(self.quinn.clone()));
         Ok(())
     }

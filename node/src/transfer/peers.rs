@@ -169,9 +169,10 @@ impl State {
         if self.banned.contains(&id) {
             return Err(Unwanted::Banned);
         }
-        let of_peer = self.known.get(&id).map_or(0, |known| {
-            known.links.iter().filter(|(theirs, _)| *theirs == side).count()
-        });
+        let of_peer = self
+            .known
+            .get(&id)
+            .map_or(0, |known| known.links.iter().filter(|(theirs, _)| *theirs == side).count());
         let room = match side {
             Side::Accepted => self.accepted < ACCEPTED_MAX && of_peer < ACCEPTED_PER_PEER,
             Side::Dialled => self.dialled < DIALLED_MAX,

@@ -1,6 +1,6 @@
 //! The half that answers: one task per connection, one per request, both bounded.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use surf_protocol::{
@@ -18,7 +18,6 @@ use super::{
     code,
     limits::{ACCEPTED_EASILY, ACCEPTED_MAX, DIAL_TIME_MAX, REQUEST_TIME_MAX, STALL, STALL_BYTES},
     peers::{Budget, Peers, Registered, Side, TooMuch},
-    settings::Serving,
 };
 use crate::{
     identity::{peer_id, peer_of},
@@ -32,7 +31,6 @@ const PIECE: usize = 256 * 1024;
 pub(super) struct Server {
     library: Arc<dyn Library>,
     peers: Arc<Peers>,
-    settings: Serving,
     /// Proofs that are made at once. Each hashes a whole chunk, on one core.
     proofs: Semaphore,
 }
@@ -49,9 +47,9 @@ enum Undelivered {
 }
 
 impl Server {
-    pub(super) fn new(library: Arc<dyn Library>, peers: Arc<Peers>, settings: Serving) -> Self {
+    pub(super) fn new(library: Arc<dyn Library>, peers: Arc<Peers>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { library, peers, settings, proofs: Semaphore::new(cores) }
+        Self { library, peers, proofs: Semaphore::new(cores) }
     }
 
     /// Serves until the endpoint is closed.
@@ -67,14 +65,13 @@ impl Server {
                 let _ = incoming.retry();
                 continue;
             }
-            let remote = incoming.remote_address();
-            let span = debug_span!("serving", %remote);
-            tokio::spawn(Arc::clone(&self).connection(incoming, remote).instrument(span));
+            let span = debug_span!("serving", remote = %incoming.remote_address());
+            tokio::spawn(Arc::clone(&self).connection(incoming).instrument(span));
         }
     }
 
-    async fn connection(self: Arc<Self>, incoming: quinn::Incoming, remote: SocketAddr) {
-        let Some(registered) = self.handshake(incoming, remote).await else { return };
+    async fn connection(self: Arc<Self>, incoming: quinn::Incoming) {
+        let Some(registered) = self.handshake(incoming).await else { return };
         let registered = Arc::new(registered);
         // How many streams there are at once is bounded by QUIC itself: see `settings`.
         while let Ok((send, recv)) = registered.connection.accept_bi().await {
@@ -83,8 +80,8 @@ impl Server {
         }
     }
 
-    async fn handshake(&self, incoming: quinn::Incoming, remote: SocketAddr) -> Option<Registered> {
-        let connecting = incoming.accept_with(self.settings.towards(remote)).ok()?;
+    async fn handshake(&self, incoming: quinn::Incoming) -> Option<Registered> {
+        let connecting = incoming.accept().ok()?;
         let connection = match timeout(DIAL_TIME_MAX, connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
@@ -130,7 +127,11 @@ impl Server {
     }
 
     /// The body for a request, and the room it takes.
-    async fn answer(&self, request: &[u8], budget: &Budget) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
+    async fn answer(
+        &self,
+        request: &[u8],
+        budget: &Budget,
+    ) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
         let request = wire::decode_request(request).map_err(|_| Refusal::Malformed)?;
         let mut room = budget.take(size_max(&request)).await.map_err(|TooMuch| Refusal::Busy)?;
         let body = match request {

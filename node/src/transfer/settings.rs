@@ -3,14 +3,10 @@
 //! The side that dials is the side that receives, so the two directions are set apart: a dialler
 //! has large receive windows, a server hardly any.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use quinn::{
-    IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
+    ClientConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
     congestion::CubicConfig,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
@@ -36,60 +32,32 @@ const KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// would cost a peer 50 ms away four round trips to reach a chunk's size.
 const INITIAL_WINDOW: u64 = 64 * 1024;
 
-/// The largest UDP payload over IPv4 loopback, whose MTU is 64 KiB. Datagrams this large cost a
-/// fraction of the CPU time of small ones, and nothing between the two ends can drop them.
-const LOOPBACK_PAYLOAD: u16 = 65_507;
+/// The largest UDP payload that is looked for. Ethernet's 1,452 is found in a few probes; jumbo frames
+/// and loopback carry this much. Large datagrams cost a fraction of the CPU time of small ones, but
+/// quinn hands ten at once to the kernel, which drops what exceeds 64 KiB together. (On loopback, single
+/// datagrams of 64 KiB were measured too: a few fill a stock kernel's socket buffer, the losses look
+/// like a path that cannot carry them, and what follows crawls in packets of 1,200 bytes.)
+const PAYLOAD_MAX: u16 = 6_500;
 
-/// The largest payload that is looked for elsewhere. Ethernet's 1,452 is found in a few probes; jumbo
-/// frames are used up to this size, because ten datagrams, which quinn hands to the kernel at once,
-/// may together not exceed 64 KiB.
-const NETWORK_PAYLOAD: u16 = 6_500;
+const _: () = assert!(10 * (PAYLOAD_MAX as usize) < 65_507);
 
-const _: () = assert!(10 * (NETWORK_PAYLOAD as usize) < LOOPBACK_PAYLOAD as usize);
-
-/// How we serve.
-#[derive(Clone, Debug)]
-pub(super) struct Serving {
-    loopback: ServerConfig,
-    network: ServerConfig,
-}
-
-impl Serving {
-    pub(super) fn new(tls: &Arc<QuicServerConfig>) -> Self {
-        let with = |loopback| {
-            let mut config = ServerConfig::with_crypto(Arc::clone(tls) as _);
-            config.transport_config(Arc::new(server(loopback)));
-            config
-        };
-        Self { loopback: with(true), network: with(false) }
-    }
-
-    /// For connections whose other end is not known yet.
-    pub(super) fn for_anyone(&self) -> ServerConfig {
-        self.network.clone()
-    }
-
-    /// For a connection from `remote`.
-    pub(super) fn towards(&self, remote: SocketAddr) -> Arc<ServerConfig> {
-        Arc::new(if is_loopback(remote) { self.loopback.clone() } else { self.network.clone() })
-    }
-}
-
-/// How we dial `remote`.
-pub(super) fn dialling(tls: QuicClientConfig, remote: SocketAddr) -> quinn::ClientConfig {
-    let mut transport = common(is_loopback(remote));
+/// How we dial.
+pub(super) fn dialling(tls: QuicClientConfig) -> ClientConfig {
+    let mut transport = common();
     transport.max_concurrent_bidi_streams(VarInt::from_u32(0));
     transport.receive_window(VarInt::from_u32(RECEIVE_WINDOW));
     transport.stream_receive_window(VarInt::from_u32(STREAM_RECEIVE_WINDOW));
-    transport.send_window(64 * REQUEST_SIZE_MAX as u64);
+    // Requests are all that goes out.
+    transport.send_window(u64::from(STREAMS_PER_PEER_MAX) * REQUEST_SIZE_MAX as u64);
     transport.keep_alive_interval(Some(KEEP_ALIVE));
-    let mut config = quinn::ClientConfig::new(Arc::new(tls));
+    let mut config = ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport));
     config
 }
 
-fn server(loopback: bool) -> TransportConfig {
-    let mut transport = common(loopback);
+/// How we serve.
+pub(super) fn serving(tls: QuicServerConfig) -> ServerConfig {
+    let mut transport = common();
     transport.max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_PER_PEER_MAX));
     // Requests are all that comes in.
     let request = u32::try_from(REQUEST_SIZE_MAX).expect("a small constant");
@@ -98,18 +66,19 @@ fn server(loopback: bool) -> TransportConfig {
     transport.send_window(SEND_WINDOW);
     // Whole chunks sooner, rather than all chunks later: what is whole can be verified and used.
     transport.send_fairness(false);
-    transport
+    let mut config = ServerConfig::with_crypto(Arc::new(tls));
+    config.transport_config(Arc::new(transport));
+    config
 }
 
-fn common(loopback: bool) -> TransportConfig {
+fn common() -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(if loopback { LOOPBACK_PAYLOAD } else { NETWORK_PAYLOAD });
+    discovery.upper_bound(PAYLOAD_MAX);
     transport.mtu_discovery_config(Some(discovery));
-    // Where one datagram is as large as the kernel takes, there is nothing to segment.
-    transport.enable_segmentation_offload(!loopback);
-    // Cubic shares a line fairly with what else runs over it. quinn's BBR is experimental, and on
-    // loopback no faster.
+    transport.enable_segmentation_offload(true);
+    // Cubic shares a line fairly with what else runs over it. quinn calls its BBR experimental; on
+    // loopback it is no faster with these datagrams.
     let mut cubic = CubicConfig::default();
     cubic.initial_window(INITIAL_WINDOW);
     transport.congestion_controller_factory(Arc::new(cubic));
@@ -118,11 +87,4 @@ fn common(loopback: bool) -> TransportConfig {
     transport.datagram_receive_buffer_size(None);
     transport.allow_spin(false);
     transport
-}
-
-fn is_loopback(remote: SocketAddr) -> bool {
-    match remote.ip() {
-        IpAddr::V4(ip) => ip.is_loopback(),
-        IpAddr::V6(ip) => ip.to_canonical().is_loopback(),
-    }
 }

@@ -18,7 +18,7 @@ use quinn::{
 /// busy machine may not get round to reading. The kernel gives less where its limits are lower.
 const KERNEL_BUFFER: usize = 8 * 1024 * 1024;
 
-/// The largest UDP payload we take. Peers on the same host send such.
+/// The largest UDP payload we take: all there are.
 const PAYLOAD_MAX: u16 = 65_527;
 
 /// An endpoint on `addr` that serves nobody yet.

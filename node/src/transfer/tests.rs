@@ -183,7 +183,9 @@ async fn a_banned_peer_is_neither_asked_nor_answered() {
 }
 
 /// A server that reads a request, and then does what `misbehave` says.
-fn rogue<F>(misbehave: impl Fn(quinn::SendStream, quinn::Connection) -> F + Copy + Send + 'static) -> (quinn::Endpoint, Peer)
+fn rogue<F>(
+    misbehave: impl Fn(quinn::SendStream, quinn::Connection) -> F + Copy + Send + 'static,
+) -> (quinn::Endpoint, Peer)
 where
     F: Future<Output = ()> + Send + 'static,
 {
