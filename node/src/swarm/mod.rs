@@ -25,13 +25,16 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
 use libp2p::Multiaddr;
 use surf_protocol::{ModelId, NodeId};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::Instant,
+};
 
 use crate::{
     config,
@@ -76,7 +79,7 @@ pub struct PeerInfo {
     /// The round trip, once it was measured.
     pub rtt: Option<Duration>,
     /// Since when it has been connected.
-    pub since: SystemTime,
+    pub since: Instant,
 }
 
 /// The control plane could not be started.

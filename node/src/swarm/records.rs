@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn what_has_expired_makes_room() {
-        let now = Instant::now();
+        let now = tokio::time::Instant::now().into_std();
         let mut records = Records::new(PeerId::random());
         let peers: Vec<_> = (0..=K_VALUE.get()).map(|_| PeerId::random()).collect();
         for peer in &peers[1..] {

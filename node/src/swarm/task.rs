@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use futures::StreamExt;
@@ -81,7 +81,7 @@ pub(super) struct Task {
 
 /// A connected peer.
 struct Met {
-    since: SystemTime,
+    since: Instant,
     addrs: Vec<Multiaddr>,
     rtt: Option<Duration>,
 }

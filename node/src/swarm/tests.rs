@@ -1,6 +1,6 @@
 //! Real swarms on loopback.
 
-use std::{net::Ipv4Addr, time::Instant};
+use std::net::Ipv4Addr;
 
 use surf_protocol::ChunkId;
 use tokio::time::{sleep, timeout};

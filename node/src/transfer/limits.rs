@@ -43,7 +43,7 @@ pub(super) const DIAL_STAGGER: Duration = Duration::from_millis(200);
 pub(super) const REQUEST_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// How long a peer may take nothing of what it asked for.
-pub(super) const STALL: Duration = Duration::from_secs(15);
+pub(super) const STALL: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 15 });
 
 /// Bytes in [`STALL`] that count as progress. Above what keeping a connection alive takes.
 pub(super) const STALL_BYTES: u64 = 4 * 1024;

@@ -1,10 +1,6 @@
 //! Real endpoints on loopback, and some that misbehave.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture};
@@ -13,7 +9,7 @@ use surf_protocol::{
     limits::CHUNK_SIZE_MAX,
     wire::{self, Refusal, Reply, Request},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::*;
 use crate::{
@@ -163,9 +159,30 @@ async fn a_body_that_is_not_read_is_held_back_and_the_rest_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_never_reads_is_cut_off() {
+    let large = chunk(1, CHUNK_SIZE_MAX);
+    let (_server, peer) = server(std::slice::from_ref(&large));
+    let client = client();
+    let dialer = client.dialer();
+    let mut unread = Vec::new();
+    for _ in 0..8 {
+        unread.push(dialer.ask(&peer, Request::Chunk(large.id())).await.unwrap().unwrap());
+    }
+    // All that this peer may have outstanding is taken, so this waits until the others are cut off.
+    let asked = timeout(SOON, dialer.ask(&peer, Request::Range { id: large.id(), range: 0..10 })).await;
+    asked.expect("in time").unwrap().unwrap();
+    // Those cut off first make room for the rest, which may live a little longer.
+    let mut cut_off = 0;
+    for body in unread {
+        cut_off += usize::from(read(body).await.is_err());
+    }
+    assert!(0 < cut_off);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_banned_peer_is_neither_asked_nor_answered() {
     let held = chunk(1, 10);
-    let (good, good_peer) = server(&[held.clone()]);
+    let (good, good_peer) = server(std::slice::from_ref(&held));
     let bad_identity = Identity::generate();
     let bad = endpoint(&bad_identity);
     let memory = Memory::default();

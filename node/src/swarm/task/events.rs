@@ -1,7 +1,5 @@
 //! What happens in the network, and what the task does about it.
 
-use std::time::SystemTime;
-
 use libp2p::{
     PeerId,
     core::ConnectedPoint,
@@ -86,7 +84,7 @@ impl Task {
 
     fn on_connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint, first: bool) {
         let met = self.peers.entry(peer).or_insert_with(|| Met {
-            since: SystemTime::now(),
+            since: Instant::now(),
             addrs: Vec::new(),
             rtt: None,
         });
