@@ -1,1 +1,206 @@
-//! swarm: being written.
+//! Who is there and who has what: the control plane. The only user of `libp2p`.
+//!
+//! One task owns the libp2p swarm; [`Handle`] is how everyone else talks to it. The task carries
+//! questions and answers of a few hundred bytes: chunks never pass through it, so it is never busy.
+//! It waits for nobody and decides nothing: ranking, retrying and fetching are
+//! [`fetch`](crate::fetch)'s, which knows this module as a [`Directory`].
+
+mod addrs;
+mod announcements;
+mod behaviour;
+mod book;
+mod bootstrap;
+mod contact;
+mod listen;
+mod lookups;
+mod records;
+mod task;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use libp2p::Multiaddr;
+use surf_protocol::{ModelId, NodeId};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::Instant,
+};
+
+use crate::{
+    config,
+    fetch::{Directory, DirectoryError, Key, Peer},
+    identity::Identity,
+};
+
+/// Commands waiting for the swarm task. Beyond this, callers wait.
+const COMMANDS_MAX: usize = 256;
+
+/// Look-ups of one node that are asked at once. Beyond this, callers wait.
+const LOOKUPS_MAX: usize = 1024;
+
+/// Keys that a node announces at once. Every one is a record at up to twenty other nodes, renewed
+/// several times an hour.
+const KEYS_MAX: usize = 16_384;
+
+/// A way to talk to the swarm task. Cloning it is cheap; the task ends when the last one is dropped.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    lookups: Arc<Semaphore>,
+    connected: Arc<AtomicUsize>,
+}
+
+/// Where the node listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// Multiaddresses, each ending in `/p2p/…`, QUIC before TCP. Others can join through any of them.
+    pub addrs: Vec<String>,
+}
+
+/// A peer that we are connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// Who.
+    pub id: NodeId,
+    /// The multiaddresses of the connections to it.
+    pub addrs: Vec<String>,
+    /// Where its data plane listens; empty until it has told.
+    pub data_addrs: Vec<SocketAddr>,
+    /// The round trip, once it was measured.
+    pub rtt: Option<Duration>,
+    /// Since when it has been connected.
+    pub since: Instant,
+}
+
+/// The control plane could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address is in use, or is not this host's.
+    #[error("cannot listen on {addr}: {cause}")]
+    Address {
+        /// Where we tried.
+        addr: SocketAddr,
+        /// What the system says.
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Nobody can be joined through this.
+    #[error(transparent)]
+    Bootstrap(#[from] BadAddress),
+    /// libp2p's transports could not be made from this key, or the name servers not be read.
+    #[error("the control plane cannot be set up: {0}")]
+    Setup(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Text that is not the address of a node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{text:?} is not the address of a node, such as /ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3Koo…: {cause}"
+)]
+pub struct BadAddress {
+    /// The text.
+    pub text: String,
+    /// What is wrong with it.
+    pub cause: String,
+}
+
+/// A node was not dialled.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum JoinError {
+    /// There is no such address.
+    #[error(transparent)]
+    Address(#[from] BadAddress),
+    /// Dialling was refused at once.
+    #[error("cannot dial {addr}: {cause}")]
+    Refused {
+        /// The address.
+        addr: String,
+        /// What libp2p says.
+        cause: String,
+    },
+    /// The node is shutting down.
+    #[error(transparent)]
+    Stopped(#[from] DirectoryError),
+}
+
+/// What can be asked of the swarm task. Closed on purpose: this is the whole of it.
+#[derive(Debug)]
+enum Command {
+    Announce { model: ModelId, keys: Vec<Key> },
+    Providers { key: Key, reply: oneshot::Sender<Vec<Peer>> },
+    Peers { reply: oneshot::Sender<Vec<PeerInfo>> },
+    Dial { addr: Multiaddr, reply: oneshot::Sender<Result<(), String>> },
+}
+
+/// Starts the swarm task. Returns when the node listens; joining goes on behind. `data` is where this
+/// node's data plane is bound, which peers are told.
+pub async fn start(
+    identity: &Identity,
+    config: &config::Swarm,
+    data: SocketAddr,
+) -> Result<(Handle, Listening), ListenError> {
+    let nodes = bootstrap::parse(&config.bootstrap)?;
+    let mut swarm = listen::build(identity, config.mdns).map_err(ListenError::Setup)?;
+    let bound = listen::listen(&mut swarm, config.listen).await?;
+    let listening = Listening { addrs: addrs::complete(&bound, *swarm.local_peer_id()) };
+    let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+    let connected = Arc::default();
+    let mut task = task::Task::new(swarm, receiver, Arc::clone(&connected), nodes, identity, data);
+    for addr in &bound {
+        task.listens_on(addr);
+    }
+    tokio::spawn(task.run());
+    let handle = Handle { commands, lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)), connected };
+    Ok((handle, listening))
+}
+
+impl Handle {
+    /// The peers that we are connected to, ordered by id. Empty when the node is shutting down.
+    pub async fn peers(&self) -> Vec<PeerInfo> {
+        self.ask(|reply| Command::Peers { reply }).await.unwrap_or_default()
+    }
+
+    /// How many peers we are connected to.
+    pub fn connected(&self) -> usize {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Begins to connect to the node at `multiaddr`, which ends in `/p2p/…`.
+    pub async fn dial(&self, multiaddr: &str) -> Result<(), JoinError> {
+        let (_, addr) = bootstrap::parse_one(multiaddr)?;
+        let dialled = self.ask(|reply| Command::Dial { addr, reply }).await?;
+        dialled.map_err(|cause| JoinError::Refused { addr: multiaddr.to_owned(), cause })
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, DirectoryError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| DirectoryError::Stopped)?;
+        answer.await.map_err(|_| DirectoryError::Stopped)
+    }
+}
+
+impl Directory for Handle {
+    fn announce(&self, model: ModelId, keys: Vec<Key>) -> BoxFuture<'_, Result<(), DirectoryError>> {
+        Box::pin(async move {
+            let sent = self.commands.send(Command::Announce { model, keys }).await;
+            sent.map_err(|_| DirectoryError::Stopped)
+        })
+    }
+
+    fn providers(&self, key: Key) -> BoxFuture<'_, Result<Vec<Peer>, DirectoryError>> {
+        Box::pin(async move {
+            let _one = self.lookups.acquire().await.expect("never closed");
+            self.ask(|reply| Command::Providers { key, reply }).await
+        })
+    }
+}

@@ -1,0 +1,49 @@
+//! Multiaddresses to and from what else addresses are written as.
+
+use std::net::{IpAddr, SocketAddr};
+
+use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
+
+pub(super) fn quic(addr: SocketAddr) -> Multiaddr {
+    Multiaddr::from(addr.ip()).with(Protocol::Udp(addr.port())).with(Protocol::QuicV1)
+}
+
+pub(super) fn tcp(addr: SocketAddr) -> Multiaddr {
+    Multiaddr::from(addr.ip()).with(Protocol::Tcp(addr.port()))
+}
+
+/// The IP address that `addr` begins with.
+pub(super) fn ip(addr: &Multiaddr) -> Option<IpAddr> {
+    match addr.iter().next()? {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+/// The port in `addr`.
+pub(super) fn port(addr: &Multiaddr) -> Option<u16> {
+    addr.iter().find_map(|part| match part {
+        Protocol::Udp(port) | Protocol::Tcp(port) => Some(port),
+        _ => None,
+    })
+}
+
+pub(super) fn is_loopback(addr: &Multiaddr) -> bool {
+    ip(addr).is_some_and(|ip| ip.to_canonical().is_loopback())
+}
+
+/// The node that `addr` ends in.
+pub(super) fn node(addr: &Multiaddr) -> Option<PeerId> {
+    match addr.iter().last()? {
+        Protocol::P2p(peer) => Some(peer),
+        _ => None,
+    }
+}
+
+/// `addrs` of `peer`, as others can use them: QUIC before TCP, loopback last.
+pub(super) fn complete(addrs: &[Multiaddr], peer: PeerId) -> Vec<String> {
+    let mut addrs: Vec<_> = addrs.iter().collect();
+    addrs.sort_by_key(|addr| (is_loopback(addr), addr.iter().any(|part| matches!(part, Protocol::Tcp(_)))));
+    addrs.into_iter().map(|addr| addr.clone().with(Protocol::P2p(peer)).to_string()).collect()
+}

@@ -1,0 +1,265 @@
+//! Questions put to the DHT and not yet answered.
+//!
+//! Kademlia answers in instalments, and with names of peers rather than with their addresses. A
+//! look-up collects the names, waits until it is known where those peers' data planes are, and
+//! answers once; whoever asks the same meanwhile gets the same answer. No I/O, time is an argument.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    time::Duration,
+};
+
+use libp2p::{PeerId, kad::QueryId};
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::fetch::{Key, Peer};
+
+/// Queries that run at once. Each talks to some twenty peers.
+const RUNNING_MAX: usize = 64;
+
+/// How long an answer is good. A peer that has gone ends it sooner.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// Answers that are kept.
+const ANSWERS_MAX: usize = 4096;
+
+/// When to stop waiting for the last instalment: with somebody to ask, and in any case.
+const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE_MAX: Duration = Duration::from_secs(5);
+
+/// What is known of where a peer can be asked.
+pub(super) enum Whereabouts {
+    /// There.
+    Known(Peer),
+    /// It is being dialled or asked.
+    Coming,
+    /// It could not be reached.
+    Unknown,
+}
+
+/// Open look-ups, and recent answers.
+#[derive(Debug, Default)]
+pub(super) struct Lookups {
+    open: HashMap<Key, Lookup>,
+    waiting: VecDeque<Key>,
+    running: HashMap<QueryId, Key>,
+    answers: HashMap<Key, (Instant, Vec<PeerId>)>,
+}
+
+#[derive(Debug)]
+struct Lookup {
+    askers: Vec<oneshot::Sender<Vec<Peer>>>,
+    found: BTreeSet<PeerId>,
+    /// When the query began.
+    begun: Option<Instant>,
+    ended: bool,
+}
+
+impl Lookups {
+    /// Somebody wants to know who has `key`.
+    pub(super) fn ask(&mut self, key: Key, reply: oneshot::Sender<Vec<Peer>>, now: Instant) {
+        if let Some(lookup) = self.open.get_mut(&key) {
+            lookup.askers.push(reply);
+            return;
+        }
+        let mut lookup = Lookup { askers: vec![reply], found: BTreeSet::new(), begun: None, ended: false };
+        match self.answers.get(&key) {
+            Some((at, peers)) if now < *at + FRESH => {
+                lookup.found.extend(peers);
+                lookup.begun = Some(now);
+                lookup.ended = true;
+            }
+            _ => self.waiting.push_back(key),
+        }
+        self.open.insert(key, lookup);
+    }
+
+    /// The next question to put to the DHT, if it is time for one. Those that nobody asks any more
+    /// are dropped.
+    pub(super) fn next(&mut self) -> Option<Key> {
+        while self.running.len() < RUNNING_MAX {
+            let key = self.waiting.pop_front()?;
+            match self.open.get_mut(&key) {
+                Some(lookup) if lookup.askers.iter().any(|asker| !asker.is_closed()) => return Some(key),
+                _ => drop(self.open.remove(&key)),
+            }
+        }
+        None
+    }
+
+    /// `key` is asked by `query` now.
+    pub(super) fn begun(&mut self, key: Key, query: QueryId, now: Instant) {
+        self.running.insert(query, key);
+        if let Some(lookup) = self.open.get_mut(&key) {
+            lookup.begun = Some(now);
+        }
+    }
+
+    /// An instalment. Returns the peers that were not in an earlier one; none if the query is not
+    /// one of ours.
+    pub(super) fn found(&mut self, query: QueryId, peers: impl IntoIterator<Item = PeerId>) -> Vec<PeerId> {
+        let lookup = self.running.get(&query).and_then(|key| self.open.get_mut(key));
+        let Some(lookup) = lookup else { return Vec::new() };
+        peers.into_iter().filter(|peer| lookup.found.insert(*peer)).collect()
+    }
+
+    /// There will be no more instalments.
+    pub(super) fn ended(&mut self, query: QueryId, now: Instant) {
+        let Some(key) = self.running.remove(&query) else { return };
+        let Some(lookup) = self.open.get_mut(&key) else { return };
+        lookup.ended = true;
+        // "Nobody" is not remembered: the first who has it should be found at once.
+        if !lookup.found.is_empty() {
+            if ANSWERS_MAX <= self.answers.len() {
+                self.answers.retain(|_, (at, _)| now < *at + FRESH);
+            }
+            if self.answers.len() < ANSWERS_MAX {
+                self.answers.insert(key, (now, lookup.found.iter().copied().collect()));
+            }
+        }
+    }
+
+    /// `peer` has gone; answers that name it are no longer good.
+    pub(super) fn gone(&mut self, peer: &PeerId) {
+        self.answers.retain(|_, (_, peers)| !peers.contains(peer));
+    }
+
+    /// Answers whatever can be answered at `now`.
+    pub(super) fn settle(&mut self, now: Instant, mut whereabouts: impl FnMut(&PeerId) -> Whereabouts) {
+        self.open.retain(|_, lookup| {
+            let Some(begun) = lookup.begun else { return true };
+            if !lookup.askers.is_empty() {
+                let (mut known, mut coming) = (Vec::new(), !lookup.ended);
+                for peer in &lookup.found {
+                    match whereabouts(peer) {
+                        Whereabouts::Known(peer) => known.push(peer),
+                        Whereabouts::Coming => coming = true,
+                        Whereabouts::Unknown => {}
+                    }
+                }
+                let patience = if known.is_empty() { PATIENCE_MAX } else { PATIENCE };
+                if !coming || begun + patience <= now {
+                    for asker in lookup.askers.drain(..) {
+                        // The asker may have given up; that is its right.
+                        let _ = asker.send(known.clone());
+                    }
+                }
+            }
+            !(lookup.ended && lookup.askers.is_empty())
+        });
+    }
+
+    /// When [`Lookups::settle`] has something to do even if nothing happens.
+    pub(super) fn wake(&self, now: Instant) -> Option<Instant> {
+        let asked = self.open.values().filter(|lookup| !lookup.askers.is_empty());
+        let next = asked
+            .filter_map(|lookup| lookup.begun)
+            .flat_map(|begun| [begun + PATIENCE, begun + PATIENCE_MAX]);
+        next.filter(|at| now < *at).min()
+    }
+
+    /// Whether anything is open: if not, there is nothing to settle.
+    pub(super) fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::kad;
+    use surf_protocol::{ChunkId, NodeId};
+
+    use super::*;
+
+    fn key(n: u8) -> Key {
+        Key::Chunk(ChunkId::of(&[n]))
+    }
+
+    fn peer(n: u8) -> Peer {
+        Peer { id: NodeId([n; 32]), addrs: Vec::new() }
+    }
+
+    fn asked(lookups: &mut Lookups, key: Key, now: Instant) -> oneshot::Receiver<Vec<Peer>> {
+        let (reply, answer) = oneshot::channel();
+        lookups.ask(key, reply, now);
+        answer
+    }
+
+    /// Query ids that libp2p gives out; there is no other way to have one.
+    fn query_ids(count: usize) -> Vec<QueryId> {
+        let me = PeerId::random();
+        let mut kad = kad::Behaviour::new(me, kad::store::MemoryStore::new(me));
+        (0..count).map(|_| kad.get_closest_peers(PeerId::random())).collect()
+    }
+
+    #[test]
+    fn instalments_add_up_and_everyone_gets_one_answer() {
+        let (now, ids) = (Instant::now(), query_ids(2));
+        let (one, two) = (PeerId::random(), PeerId::random());
+        let mut lookups = Lookups::default();
+        let mut first = asked(&mut lookups, key(1), now);
+        assert_eq!(lookups.next(), Some(key(1)));
+        lookups.begun(key(1), ids[0], now);
+        let mut second = asked(&mut lookups, key(1), now);
+        assert_eq!(lookups.next(), None, "the same question is asked once");
+        assert_eq!(lookups.found(ids[0], [one]), [one]);
+        assert_eq!(lookups.found(ids[0], []), []);
+        assert_eq!(lookups.found(ids[0], [one, two]), [two]);
+        assert_eq!(lookups.found(ids[1], [two]), [], "nobody asked this");
+        lookups.ended(ids[0], now);
+        lookups.settle(now, |id| if *id == one { Whereabouts::Known(peer(1)) } else { Whereabouts::Coming });
+        assert!(first.try_recv().is_err(), "somebody is being met");
+        lookups.settle(now, |_| Whereabouts::Known(peer(2)));
+        assert_eq!(first.try_recv().unwrap().len(), 2);
+        assert_eq!(second.try_recv().unwrap().len(), 2);
+        assert!(lookups.is_idle());
+
+        // Again, soon: the same answer, without a query, unless one of them has gone.
+        let mut again = asked(&mut lookups, key(1), now + FRESH / 2);
+        assert_eq!(lookups.next(), None);
+        lookups.settle(now + FRESH / 2, |_| Whereabouts::Known(peer(3)));
+        assert_eq!(again.try_recv().unwrap().len(), 2);
+        lookups.gone(&two);
+        let _third = asked(&mut lookups, key(1), now + FRESH / 2);
+        assert_eq!(lookups.next(), Some(key(1)));
+    }
+
+    #[test]
+    fn patience_ends() {
+        let (now, ids) = (Instant::now(), query_ids(2));
+        let mut lookups = Lookups::default();
+        let mut some = asked(&mut lookups, key(1), now);
+        let mut none = asked(&mut lookups, key(2), now);
+        for id in &ids {
+            let key = lookups.next().unwrap();
+            lookups.begun(key, *id, now);
+        }
+        let known = PeerId::random();
+        lookups.found(ids[0], [known, PeerId::random()]);
+        lookups.found(ids[1], [PeerId::random()]);
+        let whereabouts = |id: &PeerId| {
+            if *id == known { Whereabouts::Known(peer(1)) } else { Whereabouts::Coming }
+        };
+        lookups.settle(now + PATIENCE - Duration::from_millis(1), whereabouts);
+        assert!(some.try_recv().is_err());
+        assert_eq!(lookups.wake(now), Some(now + PATIENCE));
+        lookups.settle(now + PATIENCE, whereabouts);
+        assert_eq!(some.try_recv().unwrap(), [peer(1)]);
+        assert!(none.try_recv().is_err());
+        assert_eq!(lookups.wake(now + PATIENCE), Some(now + PATIENCE_MAX));
+        lookups.settle(now + PATIENCE_MAX, whereabouts);
+        assert_eq!(none.try_recv().unwrap(), []);
+        ids.iter().for_each(|id| lookups.ended(*id, now + PATIENCE_MAX));
+        lookups.settle(now + PATIENCE_MAX, whereabouts);
+        assert!(lookups.is_idle());
+    }
+
+    #[test]
+    fn who_has_given_up_costs_no_query() {
+        let now = Instant::now();
+        let mut lookups = Lookups::default();
+        drop(asked(&mut lookups, key(1), now));
+        let _asks = asked(&mut lookups, key(2), now);
+        assert_eq!(lookups.next(), Some(key(2)));
+    }
+}

@@ -1,0 +1,208 @@
+//! What others have told us to keep for the DHT: who provides which key.
+//!
+//! libp2p's own store counts everybody's keys against one limit and forgets expired ones only when
+//! somebody asks for them, so that in time it is full of dead records and takes no live ones. This one
+//! sweeps, bounds what one peer may fill, keeps a provider's addresses once instead of with each of
+//! its keys, and never refuses what this node itself provides: that is bounded in `announcements`.
+//! It holds no values: we speak of providers only.
+
+use std::{borrow::Cow, collections::HashMap, iter, time::Instant};
+
+use libp2p::{
+    Multiaddr, PeerId,
+    kad::{
+        K_VALUE, ProviderRecord, Record, RecordKey,
+        store::{Error, RecordStore, Result},
+    },
+};
+
+/// Records of others that are kept: some 30 MB.
+const RECORDS_MAX: usize = 1 << 17;
+
+/// Records of one provider. As many as an honest node announces.
+const RECORDS_PER_PROVIDER: usize = super::KEYS_MAX;
+
+/// Addresses that are kept of a provider.
+const ADDRS_MAX: usize = 16;
+
+/// Provider records.
+#[derive(Debug)]
+pub(super) struct Records {
+    me: PeerId,
+    keys: HashMap<RecordKey, Vec<Held>>,
+    providers: HashMap<PeerId, Provider>,
+    /// Records of others.
+    count: usize,
+}
+
+#[derive(Debug)]
+struct Held {
+    provider: PeerId,
+    expires: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Provider {
+    addrs: Vec<Multiaddr>,
+    records: usize,
+}
+
+impl Records {
+    pub(super) fn new(me: PeerId) -> Self {
+        Self { me, keys: HashMap::new(), providers: HashMap::new(), count: 0 }
+    }
+
+    /// The addresses that `provider` has given with its records.
+    pub(super) fn addrs(&self, provider: &PeerId) -> Vec<Multiaddr> {
+        self.providers.get(provider).map_or_else(Vec::new, |provider| provider.addrs.clone())
+    }
+
+    /// Forgets what has expired at `now`.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        let (providers, count, me) = (&mut self.providers, &mut self.count, self.me);
+        self.keys.retain(|_, held| {
+            held.retain(|held| {
+                let keep = held.expires.is_none_or(|expires| now < expires);
+                if !keep && held.provider != me {
+                    forget_one(providers, count, &held.provider);
+                }
+                keep
+            });
+            !held.is_empty()
+        });
+    }
+}
+
+fn forget_one(providers: &mut HashMap<PeerId, Provider>, count: &mut usize, id: &PeerId) {
+    *count -= 1;
+    if let Some(provider) = providers.get_mut(id) {
+        provider.records -= 1;
+        if provider.records == 0 {
+            providers.remove(id);
+        }
+    }
+}
+
+impl RecordStore for Records {
+    type RecordsIter<'a> = iter::Empty<Cow<'a, Record>>;
+    type ProvidedIter<'a> = iter::Empty<Cow<'a, ProviderRecord>>;
+
+    fn get(&self, _: &RecordKey) -> Option<Cow<'_, Record>> {
+        None
+    }
+
+    fn put(&mut self, _: Record) -> Result<()> {
+        Err(Error::MaxRecords)
+    }
+
+    fn remove(&mut self, _: &RecordKey) {}
+
+    fn records(&self) -> Self::RecordsIter<'_> {
+        iter::empty()
+    }
+
+    fn add_provider(&mut self, record: ProviderRecord) -> Result<()> {
+        let ours = record.provider == self.me;
+        let held = self.keys.get_mut(&record.key);
+        if let Some(held) = held.and_then(|all| all.iter_mut().find(|held| held.provider == record.provider))
+        {
+            held.expires = record.expires;
+        } else {
+            let full = RECORDS_MAX <= self.count
+                || self.providers.get(&record.provider).is_some_and(|p| RECORDS_PER_PROVIDER <= p.records)
+                || self.keys.get(&record.key).is_some_and(|held| K_VALUE.get() <= held.len());
+            if full && !ours {
+                return Err(Error::MaxProvidedKeys);
+            }
+            let held = Held { provider: record.provider, expires: record.expires };
+            self.keys.entry(record.key).or_default().push(held);
+            if !ours {
+                self.count += 1;
+                self.providers.entry(record.provider).or_default().records += 1;
+            }
+        }
+        if let Some(provider) = self.providers.get_mut(&record.provider)
+            && !record.addresses.is_empty()
+        {
+            provider.addrs = record.addresses;
+            provider.addrs.truncate(ADDRS_MAX);
+        }
+        Ok(())
+    }
+
+    fn providers(&self, key: &RecordKey) -> Vec<ProviderRecord> {
+        let held = self.keys.get(key).into_iter().flatten();
+        held.map(|held| ProviderRecord {
+            key: key.clone(),
+            provider: held.provider,
+            expires: held.expires,
+            addresses: self.addrs(&held.provider),
+        })
+        .collect()
+    }
+
+    /// Nothing: libp2p would announce all of it again in one go. `announcements` does that.
+    fn provided(&self) -> Self::ProvidedIter<'_> {
+        iter::empty()
+    }
+
+    fn remove_provider(&mut self, key: &RecordKey, provider: &PeerId) {
+        let Some(held) = self.keys.get_mut(key) else { return };
+        let before = held.len();
+        held.retain(|held| held.provider != *provider);
+        let removed = before != held.len();
+        if held.is_empty() {
+            self.keys.remove(key);
+        }
+        if removed && *provider != self.me {
+            forget_one(&mut self.providers, &mut self.count, provider);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn record(key: u32, provider: PeerId, expires: Option<Instant>) -> ProviderRecord {
+        let key = RecordKey::new(&key.to_le_bytes());
+        let addresses = vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()];
+        ProviderRecord { key, provider, expires, addresses }
+    }
+
+    #[test]
+    fn a_greedy_peer_is_bounded_and_we_are_not() {
+        let (me, greedy, other) = (PeerId::random(), PeerId::random(), PeerId::random());
+        let mut records = Records::new(me);
+        for key in 0..RECORDS_PER_PROVIDER as u32 {
+            records.add_provider(record(key, greedy, None)).unwrap();
+        }
+        let more = RECORDS_PER_PROVIDER as u32;
+        assert!(records.add_provider(record(more, greedy, None)).is_err());
+        records.add_provider(record(0, greedy, None)).expect("renewing is no more");
+        records.add_provider(record(more, other, None)).unwrap();
+        records.add_provider(record(more, me, None)).unwrap();
+        assert_eq!(records.providers(&record(more, me, None).key).len(), 2);
+        assert_eq!(records.addrs(&greedy).len(), 1);
+    }
+
+    #[test]
+    fn what_has_expired_makes_room() {
+        let now = tokio::time::Instant::now().into_std();
+        let mut records = Records::new(PeerId::random());
+        let peers: Vec<_> = (0..=K_VALUE.get()).map(|_| PeerId::random()).collect();
+        for peer in &peers[1..] {
+            records.add_provider(record(1, *peer, Some(now + Duration::from_secs(1)))).unwrap();
+        }
+        assert!(records.add_provider(record(1, peers[0], None)).is_err());
+        records.sweep(now + Duration::from_secs(1));
+        assert_eq!((records.count, records.providers.len(), records.keys.len()), (0, 0, 0));
+        records.add_provider(record(1, peers[0], None)).unwrap();
+        let key = record(1, peers[0], None).key;
+        records.remove_provider(&key, &peers[1]);
+        records.remove_provider(&key, &peers[0]);
+        assert_eq!((records.count, records.providers.len(), records.keys.len()), (0, 0, 0));
+    }
+}

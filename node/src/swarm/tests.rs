@@ -1,0 +1,228 @@
+//! Real swarms on loopback.
+
+use std::net::Ipv4Addr;
+
+use surf_protocol::ChunkId;
+use tokio::time::{sleep, timeout};
+
+use super::*;
+
+const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+const SOON: Duration = Duration::from_secs(20);
+
+struct Node {
+    id: NodeId,
+    data: SocketAddr,
+    handle: Handle,
+    addrs: Vec<String>,
+}
+
+fn settings(listen: SocketAddr, bootstrap: &[String]) -> config::Swarm {
+    config::Swarm { listen, bootstrap: bootstrap.to_vec(), mdns: false }
+}
+
+/// A node whose data plane pretends to be at `port`.
+async fn node(port: u16, bootstrap: &[String]) -> Node {
+    node_of(&Identity::generate(), LOOPBACK, port, bootstrap).await
+}
+
+async fn node_of(identity: &Identity, listen: SocketAddr, port: u16, bootstrap: &[String]) -> Node {
+    let data = SocketAddr::from(([127, 0, 0, 1], port));
+    let (handle, listening) = start(identity, &settings(listen, bootstrap), data).await.unwrap();
+    Node { id: identity.node_id(), data, handle, addrs: listening.addrs }
+}
+
+impl Node {
+    async fn announce(&self, keys: Vec<Key>) {
+        self.handle.announce(ModelId::of(b"model"), keys).await.unwrap();
+    }
+
+    /// Asks until somebody has `key`.
+    async fn find(&self, key: Key) -> Vec<Peer> {
+        let asking = async {
+            loop {
+                let found = self.handle.providers(key).await.unwrap();
+                if !found.is_empty() {
+                    return found;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, asking).await.expect("somebody has it")
+    }
+
+    async fn wait_for_peers(&self, count: usize) {
+        let waiting = async {
+            while self.handle.connected() < count {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(SOON, waiting).await.expect("enough peers");
+    }
+
+    fn as_peer(&self) -> Peer {
+        Peer { id: self.id, addrs: vec![self.data] }
+    }
+}
+
+fn model() -> Key {
+    Key::Model(ModelId::of(b"model"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_is_found_through_somebody_else() {
+    let a = node(1111, &[]).await;
+    let b = node(2222, &a.addrs).await;
+    let chunk = Key::Chunk(ChunkId::of(b"x"));
+    a.announce(vec![model(), chunk]).await;
+    b.wait_for_peers(1).await;
+    let c = node(3333, &b.addrs).await;
+    assert_eq!(c.find(model()).await, [a.as_peer()]);
+    assert_eq!(c.find(chunk).await, [a.as_peer()]);
+    assert_eq!(c.handle.providers(Key::Chunk(ChunkId::of(b"y"))).await.unwrap(), []);
+
+    b.announce(vec![model()]).await;
+    let both = async {
+        while c.handle.providers(model()).await.unwrap().len() < 2 {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(SOON, both).await.expect("a new provider is found when the old answer is stale");
+    // What a node has itself is nothing to fetch.
+    assert_eq!(b.find(model()).await, [a.as_peer()]);
+
+    let peers = c.handle.peers().await;
+    assert_eq!(peers.len(), 2);
+    let of_a = peers.iter().find(|peer| peer.id == a.id).unwrap();
+    assert_eq!(of_a.data_addrs, [a.data]);
+    assert!(of_a.addrs[0].starts_with("/ip4/127.0.0.1/"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_announced_alone_is_known_to_the_first_who_comes() {
+    let a = node(1111, &[]).await;
+    a.announce(vec![model()]).await;
+    sleep(Duration::from_millis(300)).await;
+    let b = node(2222, &a.addrs[..1]).await;
+    let begin = Instant::now();
+    assert_eq!(b.find(model()).await, [a.as_peer()]);
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+    // Not only because it could ask `a` itself: the record has come to `b`, which tells others.
+    drop(a);
+    let c = node(3333, &b.addrs).await;
+    c.wait_for_peers(1).await;
+    let begin = Instant::now();
+    c.handle.providers(model()).await.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(8), "a dead provider hangs nobody: {:?}", begin.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn joining_before_the_other_is_there_and_after_it_was_gone() {
+    let identity = Identity::generate();
+    let port = std::net::UdpSocket::bind(LOOPBACK).unwrap().local_addr().unwrap();
+    let id = crate::identity::peer_id(identity.node_id());
+    let bootstrap = [format!("/ip4/127.0.0.1/tcp/{}/p2p/{id}", port.port())];
+    let b = node(2222, &bootstrap).await;
+    sleep(Duration::from_millis(700)).await;
+    let a = node_of(&identity, port, 1111, &[]).await;
+    a.announce(vec![model()]).await;
+    assert_eq!(b.find(model()).await, [a.as_peer()]);
+
+    drop(a);
+    let gone = async {
+        while b.handle.connected() != 0 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(SOON, gone).await.expect("b notices");
+    let a = node_of(&identity, port, 4444, &[]).await;
+    a.announce(vec![model()]).await;
+    let back = async {
+        while b.find(model()).await != [a.as_peer()] {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(SOON, back).await.expect("and finds it again, with its new data plane");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_askers_share_a_look_up_and_thousands_of_keys_come_through() {
+    let a = node(1111, &[]).await;
+    let b = node(2222, &a.addrs).await;
+    let keys: Vec<_> = (0..150u32).map(|n| Key::Chunk(ChunkId::of(&n.to_le_bytes()))).collect();
+    a.announce(keys.clone()).await;
+    for key in &keys {
+        b.find(*key).await;
+    }
+    let all = keys.iter().cycle().take(3000).map(|key| b.handle.providers(*key));
+    let found = timeout(SOON, futures::future::join_all(all)).await.expect("all are answered");
+    assert!(found.into_iter().all(|peers| peers.unwrap() == [a.as_peer()]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_in_use_and_a_bad_address_are_named() {
+    let udp = std::net::UdpSocket::bind(LOOPBACK).unwrap();
+    let tcp = std::net::TcpListener::bind(LOOPBACK).unwrap();
+    for listen in [udp.local_addr().unwrap(), tcp.local_addr().unwrap()] {
+        let error = start(&Identity::generate(), &settings(listen, &[]), LOOPBACK).await.unwrap_err();
+        assert!(matches!(error, ListenError::Address { addr, .. } if addr == listen));
+        assert!(error.to_string().contains(&listen.to_string()), "{error}");
+    }
+    let a = node(1, &[]).await;
+    let port: SocketAddr = SocketAddr::from(([127, 0, 0, 1], port_of(&a.addrs[0])));
+    let error = start(&Identity::generate(), &settings(port, &[]), LOOPBACK).await.unwrap_err();
+    assert!(matches!(error, ListenError::Address { .. }), "another node's port: {error}");
+    let bad = "/ip4/127.0.0.1/tcp/4001".to_owned();
+    let error = start(&Identity::generate(), &settings(LOOPBACK, &[bad]), LOOPBACK).await.unwrap_err();
+    assert!(error.to_string().contains("/ip4/127.0.0.1/tcp/4001"), "{error}");
+    assert!(a.handle.dial("nonsense").await.is_err());
+}
+
+fn port_of(addr: &str) -> u16 {
+    addr.split('/').nth(4).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quic_and_tcp_on_one_port_and_either_will_do() {
+    let a = node(1111, &[]).await;
+    let [quic, tcp] = &a.addrs[..] else { panic!("{:?}", a.addrs) };
+    assert!(quic.contains("/quic-v1/p2p/") && tcp.contains("/tcp/"));
+    assert_eq!(port_of(quic), port_of(tcp));
+    for addr in [quic, tcp] {
+        let b = node(2222, &[]).await;
+        b.handle.dial(addr).await.unwrap();
+        b.wait_for_peers(1).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wildcard_is_told_as_real_addresses() {
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    let identity = Identity::generate();
+    let data = SocketAddr::from(([0, 0, 0, 0], 5555));
+    let (a, listening) = start(&identity, &settings(any, &[]), data).await.unwrap();
+    assert!(listening.addrs.iter().all(|addr| !addr.contains("0.0.0.0")), "{listening:?}");
+    assert!(listening.addrs.last().unwrap().contains("127.0.0.1"), "loopback last: {listening:?}");
+    a.announce(ModelId::of(b"model"), vec![model()]).await.unwrap();
+    let b = node(2222, &listening.addrs[listening.addrs.len() - 1..]).await;
+    let found = b.find(model()).await;
+    assert_eq!(found[0].addrs[0], SocketAddr::from(([127, 0, 0, 1], 5555)), "where it was seen");
+    assert!(found[0].addrs.iter().all(|addr| !addr.ip().is_unspecified()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_task_ends_with_its_last_handle() {
+    let a = node(1111, &[]).await;
+    let b = node(2222, &a.addrs).await;
+    b.wait_for_peers(1).await;
+    let commands = a.handle.commands.downgrade();
+    let port = SocketAddr::from(([127, 0, 0, 1], port_of(&a.addrs[0])));
+    drop(a);
+    let freed = async {
+        while std::net::UdpSocket::bind(port).is_err() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, freed).await.expect("its port is free again");
+    assert!(commands.upgrade().is_none());
+}
