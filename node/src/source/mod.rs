@@ -18,7 +18,7 @@ use futures::future::BoxFuture;
 use surf_protocol::{Bitmap, Chunk, ChunkId, ModelId, VerifiedRange, manifest::ChunkEntry};
 
 pub use memory::Memory;
-pub use object::Object;
+pub use object::{Object, OpenError};
 
 /// Something that may have chunks.
 ///

@@ -1,0 +1,305 @@
+//! Chunks in and out, on the thread that calls. The store runs this on the blocking pool.
+
+use std::{
+    fs::{self, File},
+    io,
+    sync::{Arc, Condvar, Mutex, MutexGuard, atomic::Ordering, mpsc},
+};
+
+use bytes::Bytes;
+use surf_protocol::{Chunk, ChunkId, Manifest};
+use tokio::sync::watch;
+
+use super::{
+    StoreError,
+    catalogue::Catalogue,
+    files::{self, Layout},
+    holdings::{Begun, Holdings, Place, PlaceKind, UserFile},
+    index::Index,
+    open,
+};
+use crate::config;
+
+/// Chunk files that may be written but not yet synced: what a power failure can cost. A pull is held
+/// back by the disk only when it is this far ahead of it.
+const UNSYNCED_FILES_MAX: usize = 128;
+
+/// Uses that may be unknown to the index: what eviction may get wrong after a crash.
+const TOUCHED_MAX: usize = 1024;
+
+/// The folder, and everything that is known about it.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) layout: Layout,
+    pub(super) index: Index,
+    /// Never held across I/O.
+    holdings: Mutex<Holdings>,
+    /// Told when chunk files are no longer in transit.
+    settled: Condvar,
+    /// Never held across I/O, nor together with the holdings.
+    catalogue: Mutex<Catalogue>,
+    /// Held across reading, changing and writing what is in the catalogue, so that the files agree
+    /// with it: its lock is taken before the two above.
+    pub(super) notebook: Mutex<()>,
+    /// Files to be synced, behind the back of whoever wrote them.
+    unsynced: mpsc::SyncSender<File>,
+    /// Counts changes of what is held.
+    pub(super) changes: watch::Sender<u64>,
+    /// Released last, when the index is closed.
+    _lock: File,
+}
+
+impl Disk {
+    /// Opens the folder.
+    pub(super) fn open(config: &config::Store) -> Result<Self, StoreError> {
+        let layout = Layout::new(&config.dir);
+        let lock = open::lock(&layout)?;
+        let (index, records) = Index::open(&layout.index())?;
+        let mut holdings = Holdings::new(config.quota);
+        open::chunks(&layout, &index, records, &mut holdings)?;
+        let catalogue = open::catalogue(&layout)?;
+        open::apply_notes(&catalogue, &mut holdings);
+        let unsynced = start_syncing().map_err(|cause| StoreError::file(layout.root(), cause))?;
+        Ok(Self {
+            layout,
+            index,
+            holdings: Mutex::new(holdings),
+            settled: Condvar::new(),
+            catalogue: Mutex::new(catalogue),
+            notebook: Mutex::new(()),
+            unsynced,
+            changes: watch::Sender::new(0),
+            _lock: lock,
+        })
+    }
+
+    /// Writes a chunk file, after making room for it. True if the chunk was nowhere before.
+    pub(super) fn put(&self, chunk: &Chunk) -> Result<bool, StoreError> {
+        let (id, size) = (chunk.id(), chunk.bytes().len() as u32);
+        let (victims, new) = match self.begin(id, size)? {
+            Some(started) => started,
+            None => return Ok(false),
+        };
+        let claim = Claim { disk: self, id, size };
+        if !victims.is_empty() {
+            tracing::debug!(chunks = victims.len(), "evicting");
+            self.discard(&victims);
+        }
+        let path = self.layout.chunk(id);
+        let file = match self.layout.write(&path, chunk.bytes()) {
+            Ok(file) => file,
+            Err(cause) => return Err(StoreError::file(path, cause)),
+        };
+        let record = claim.finish();
+        self.index.insert([(id, record)]);
+        // If the thread is gone, the system syncs the file when it likes.
+        let _ = self.unsynced.send(file);
+        self.changed();
+        Ok(new)
+    }
+
+    /// The checked bytes of a chunk of `size`. A place that turns out to be bad is forgotten.
+    pub(super) fn get(&self, id: ChunkId, size: u32) -> Result<Option<Chunk>, StoreError> {
+        while let Some(place) = self.place(id).filter(|place| place.size == size) {
+            if let Some(chunk) = self.read_checked(id, &place)? {
+                self.write_touched(TOUCHED_MAX);
+                return Ok(Some(chunk));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The bytes of a chunk, for someone who checks them. Hashed once in the life of the process.
+    pub(super) fn serve(&self, id: ChunkId) -> Result<Option<Bytes>, StoreError> {
+        while let Some(place) = self.place(id) {
+            let bytes = match place.verified {
+                true => self.read(id, &place)?,
+                false => self.read_checked(id, &place)?.map(|chunk| chunk.bytes().clone()),
+            };
+            if bytes.is_some() {
+                self.write_touched(TOUCHED_MAX);
+                return Ok(bytes);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The chunk at `place`. `None` if it is not there or damaged; then the place is forgotten.
+    pub(super) fn read_checked(&self, id: ChunkId, place: &Place) -> Result<Option<Chunk>, StoreError> {
+        let Some(bytes) = self.read(id, place)? else { return Ok(None) };
+        match Chunk::verify(id, bytes) {
+            Ok(chunk) => {
+                self.holdings().mark_verified(id, place);
+                Ok(Some(chunk))
+            }
+            Err(error) => {
+                self.forget_damaged(id, place, &error.to_string());
+                Ok(None)
+            }
+        }
+    }
+
+    /// The bytes of a manifest. From its file, so that many askers share one copy.
+    pub(super) fn encoded(&self, manifest: &Manifest) -> Bytes {
+        let file = self.layout.manifest(manifest.id());
+        let size = fs::metadata(&file).ok().and_then(|found| u32::try_from(found.len()).ok());
+        let bytes = size.and_then(|size| files::map(&file, size).ok());
+        bytes.unwrap_or_else(|| manifest.encode().into())
+    }
+
+    /// Removes chunk files that have left the books.
+    pub(super) fn discard(&self, ids: &[ChunkId]) {
+        self.index.remove(ids.iter().copied());
+        for &id in ids {
+            let path = self.layout.chunk(id);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    // It will be found when the store next opens.
+                    tracing::warn!(path = %path.display(), %error, "cannot remove a chunk file");
+                }
+                _ => (),
+            }
+        }
+        self.holdings().settle(ids);
+        self.settled.notify_all();
+    }
+
+    /// Tells the index about uses, if there are at least `least` that it does not know.
+    pub(super) fn write_touched(&self, least: usize) {
+        let records = self.holdings().drain_touched(least);
+        if !records.is_empty() {
+            self.index.insert(records);
+        }
+    }
+
+    /// What is held has changed.
+    pub(super) fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// What is held.
+    pub(super) fn holdings(&self) -> MutexGuard<'_, Holdings> {
+        self.holdings.lock().expect("no panics while held")
+    }
+
+    /// Which models there are.
+    pub(super) fn catalogue(&self) -> MutexGuard<'_, Catalogue> {
+        self.catalogue.lock().expect("no panics while held")
+    }
+
+    /// Forgets a whole file of the user's, that is not what it was.
+    pub(super) fn forget_file(&self, gone: &Arc<UserFile>, why: &str) {
+        if gone.gone.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!(path = %gone.path.display(), why, "a published file is no longer used");
+        self.holdings().forget_ranges(|file, _| Arc::ptr_eq(file, gone));
+        self.changed();
+    }
+
+    fn begin(&self, id: ChunkId, size: u32) -> Result<Option<(Vec<ChunkId>, bool)>, StoreError> {
+        let mut holdings = self.holdings();
+        loop {
+            match holdings.begin(id, size) {
+                Begun::Started { victims, new } => return Ok(Some((victims, new))),
+                Begun::Here => return Ok(None),
+                Begun::Full => {
+                    let quota = holdings.usage().quota;
+                    return Err(StoreError::Full { need: size.into(), quota });
+                }
+                Begun::Wait => holdings = self.settled.wait(holdings).expect("no panics while held"),
+            }
+        }
+    }
+
+    fn place(&self, id: ChunkId) -> Option<Place> {
+        self.holdings().place(id)
+    }
+
+    /// The bytes at `place`. `None` if the file is gone or has changed; then the place is forgotten.
+    /// Any other failure says nothing about the file, and costs nothing.
+    fn read(&self, id: ChunkId, place: &Place) -> Result<Option<Bytes>, StoreError> {
+        let (path, read) = match &place.kind {
+            PlaceKind::Own { .. } => {
+                let path = self.layout.chunk(id);
+                let bytes = files::map(&path, place.size);
+                (path, bytes)
+            }
+            PlaceKind::Range { file, offset } => {
+                (file.path.clone(), files::read_range(&file.path, file.stamp, *offset, place.size))
+            }
+        };
+        match read {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                match &place.kind {
+                    PlaceKind::Own { .. } => self.forget_damaged(id, place, &error.to_string()),
+                    PlaceKind::Range { file, .. } => self.forget_file(file, &error.to_string()),
+                }
+                Ok(None)
+            }
+            Err(cause) => Err(StoreError::file(path, cause)),
+        }
+    }
+
+    fn forget_damaged(&self, id: ChunkId, place: &Place, why: &str) {
+        match &place.kind {
+            PlaceKind::Own { serial } => {
+                // If it is not in the books any more, it was evicted meanwhile: nothing is damaged.
+                if self.holdings().take_own(id, Some(*serial)).is_some() {
+                    tracing::warn!(%id, why, "a chunk file is damaged; dropping it");
+                    self.discard(&[id]);
+                }
+            }
+            PlaceKind::Range { file, offset } => {
+                tracing::warn!(path = %file.path.display(), offset, why, "a published file is damaged");
+                self.holdings().forget_ranges(|other, at| Arc::ptr_eq(other, file) && at == *offset);
+                self.note_bad(file, *offset);
+            }
+        }
+        self.changed();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.write_touched(1);
+    }
+}
+
+/// The name of a chunk file and room for it, until it is written or given up.
+struct Claim<'a> {
+    disk: &'a Disk,
+    id: ChunkId,
+    size: u32,
+}
+
+impl Claim<'_> {
+    fn finish(self) -> super::record::Record {
+        let record = self.disk.holdings().finish(self.id, self.size);
+        self.disk.settled.notify_all();
+        std::mem::forget(self);
+        record
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.disk.holdings().abort(self.id, self.size);
+        self.disk.settled.notify_all();
+    }
+}
+
+/// Starts the thread that syncs files. It ends when the store is dropped and its queue is empty.
+fn start_syncing() -> io::Result<mpsc::SyncSender<File>> {
+    let (sender, receiver) = mpsc::sync_channel::<File>(UNSYNCED_FILES_MAX);
+    std::thread::Builder::new().name("store-sync".to_owned()).spawn(move || {
+        for file in receiver {
+            if let Err(error) = file.sync_data() {
+                // The bytes are checked whenever they are read.
+                tracing::warn!(%error, "a chunk file could not be synced");
+            }
+        }
+    })?;
+    Ok(sender)
+}

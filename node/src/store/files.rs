@@ -1,0 +1,186 @@
+//! Where things are in the store's folder, and the few ways in which files are read and written.
+//!
+//! A file appears under its name whole or not at all: it is written in `incoming/`, then renamed.
+//! Chunk files and manifests never change once they have their name.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
+
+use bytes::Bytes;
+use memmap2::{Mmap, MmapOptions};
+use serde::{Deserialize, Serialize};
+use surf_protocol::{ChunkId, ModelId};
+
+/// The places in the store's folder.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// The layout of the store in `root`.
+    pub(super) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The folder that holds everything.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Locked as long as a process uses the folder.
+    pub(super) fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// sled's folder.
+    pub(super) fn index(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
+    /// Files on their way to their name. Emptied when the store opens.
+    pub(super) fn incoming(&self) -> PathBuf {
+        self.root.join("incoming")
+    }
+
+    /// Chunk files, in a folder for each first byte of the hash.
+    pub(super) fn chunks(&self) -> PathBuf {
+        self.root.join("chunks")
+    }
+
+    /// The file of a chunk.
+    pub(super) fn chunk(&self, id: ChunkId) -> PathBuf {
+        let hex = id.to_hex();
+        self.chunks().join(&hex[..2]).join(hex)
+    }
+
+    /// Encoded manifests.
+    pub(super) fn manifests(&self) -> PathBuf {
+        self.root.join("manifests")
+    }
+
+    /// The file of a manifest.
+    pub(super) fn manifest(&self, model: ModelId) -> PathBuf {
+        self.manifests().join(model.to_hex())
+    }
+
+    /// What the user said about models.
+    pub(super) fn notes(&self) -> PathBuf {
+        self.root.join("notes")
+    }
+
+    /// What the user said about one model.
+    pub(super) fn note(&self, model: ModelId) -> PathBuf {
+        self.notes().join(format!("{}.json", model.to_hex()))
+    }
+
+    /// The names that the user gave to models.
+    pub(super) fn aliases(&self) -> PathBuf {
+        self.root.join("aliases.json")
+    }
+
+    /// Writes `bytes` and gives them the name `place`. When this returns, the file survives the end
+    /// of the process; the returned handle is there for syncing it against the end of the power.
+    pub(super) fn write(&self, place: &Path, bytes: &[u8]) -> io::Result<File> {
+        let mut file = tempfile::NamedTempFile::new_in(self.incoming())?;
+        file.write_all(bytes)?;
+        match file.persist(place) {
+            Ok(file) => Ok(file),
+            Err(missing) if missing.error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(place.parent().expect("places are in folders of the store"))?;
+                Ok(missing.file.persist(place)?)
+            }
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// As [`Layout::write`], and synced. For the few small files that cannot be fetched again.
+    pub(super) fn write_synced(&self, place: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(self.incoming())?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(place)?;
+        File::open(place.parent().expect("places are in folders of the store"))?.sync_all()
+    }
+}
+
+/// The bytes of one of our own files, without copying them.
+///
+/// Pages are read here, on the calling thread, so that whoever sends the bytes does not wait for
+/// the disk.
+pub(super) fn map(path: &Path, size: u32) -> io::Result<Bytes> {
+    let file = File::open(path)?;
+    let found = file.metadata()?.len();
+    if found != u64::from(size) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{found} bytes instead of {size}")));
+    }
+    if size == 0 {
+        return Ok(Bytes::new());
+    }
+    Ok(Bytes::from_owner(map_file(&file)?))
+}
+
+#[expect(
+    unsafe_code,
+    reason = "a mapping is sound while nobody changes the file; these are in the store's own locked folder, \
+              and never written again once they have their name"
+)]
+fn map_file(file: &File) -> io::Result<Mmap> {
+    // SAFETY: see the reason above. Removing the file's name leaves the mapping whole.
+    unsafe { MmapOptions::new().populate().map(file) }
+}
+
+/// How a user's file looked when it was cut. If any of it differs, the bytes are not trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stamp {
+    /// Bytes.
+    pub(super) size: u64,
+    /// When it was last written, in nanoseconds since 1970.
+    pub(super) mtime_ns: i64,
+    /// Which file it is, where the system numbers them.
+    pub(super) inode: u64,
+}
+
+impl Stamp {
+    /// How the file at `path` looks now. Follows links.
+    pub(super) fn at(path: &Path) -> io::Result<Self> {
+        Ok(Self::of(&fs::metadata(path)?))
+    }
+
+    fn of(metadata: &fs::Metadata) -> Self {
+        let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let mtime_ns = since.and_then(|since| i64::try_from(since.as_nanos()).ok()).unwrap_or(0);
+        Self { size: metadata.len(), mtime_ns, inode: inode(metadata) }
+    }
+}
+
+#[cfg(unix)]
+fn inode(metadata: &fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(metadata)
+}
+
+#[cfg(not(unix))]
+fn inode(_: &fs::Metadata) -> u64 {
+    0
+}
+
+/// Bytes of a user's file, copied, because that file may change at any time. An error if it is not
+/// the file that `stamp` was taken of, before or after reading.
+pub(super) fn read_range(path: &Path, stamp: Stamp, offset: u64, size: u32) -> io::Result<Bytes> {
+    let changed = || io::Error::new(io::ErrorKind::InvalidData, "the file has changed");
+    let mut file = File::open(path)?;
+    if Stamp::of(&file.metadata()?) != stamp {
+        return Err(changed());
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    file.seek(SeekFrom::Start(offset))?;
+    (&mut file).take(size.into()).read_to_end(&mut bytes)?;
+    if bytes.len() != size as usize || Stamp::of(&file.metadata()?) != stamp {
+        return Err(changed());
+    }
+    Ok(bytes.into())
+}

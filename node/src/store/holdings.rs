@@ -1,0 +1,376 @@
+//! What is held, in memory: for each chunk its places, and what of the quota is spent. No I/O.
+//!
+//! A chunk file that is being written or removed is *in transit*: nobody else may touch that name
+//! until it has settled. A chunk enters and leaves the books in one step each, so the sum of what is
+//! used and what is reserved never exceeds the quota by anything that was put here.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use surf_protocol::{ChunkId, ModelId, manifest::ChunkEntry};
+
+use super::{
+    Usage,
+    evict::{Candidate, victims},
+    files::Stamp,
+    record::Record,
+};
+
+/// Places in users' files that are remembered for one chunk. More would only cost memory.
+const RANGES_MAX: usize = 4;
+
+/// A file of the user's, parts of which are chunks.
+#[derive(Debug)]
+pub(super) struct UserFile {
+    /// The model that it was published as.
+    pub(super) model: ModelId,
+    /// Position in the manifest's list of files.
+    pub(super) file: u32,
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// How it looked when it was cut.
+    pub(super) stamp: Stamp,
+    /// Set once it is found to have changed, so that this is dealt with once.
+    pub(super) gone: AtomicBool,
+}
+
+impl UserFile {
+    /// A file that is as it was.
+    pub(super) fn new(model: ModelId, file: u32, path: PathBuf, stamp: Stamp) -> Self {
+        Self { model, file, path, stamp, gone: AtomicBool::new(false) }
+    }
+}
+
+/// A file of the user's, and the chunks in it with their offsets.
+pub(super) type Cut = (Arc<UserFile>, Vec<(u64, ChunkEntry)>);
+
+/// Where a chunk's bytes are.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// Bytes in the chunk.
+    pub(super) size: u32,
+    /// Whether this process has hashed it there.
+    pub(super) verified: bool,
+    pub(super) kind: PlaceKind,
+}
+
+/// One of a chunk's places.
+#[derive(Clone, Debug)]
+pub(super) enum PlaceKind {
+    /// A chunk file. The number tells it from an earlier or later file of the same name.
+    Own { serial: u64 },
+    /// Part of a user's file.
+    Range { file: Arc<UserFile>, offset: u64 },
+}
+
+/// What became of the wish to write a chunk.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Begun {
+    /// It is a file already.
+    Here,
+    /// Someone else is writing or removing it: wait, and ask again.
+    Wait,
+    /// The name and the room are the caller's. These must go, and are in transit too.
+    Started { victims: Vec<ChunkId>, new: bool },
+    /// Not enough can be evicted.
+    Full,
+}
+
+/// Everything held, and what it costs.
+#[derive(Debug, Default)]
+pub(super) struct Holdings {
+    chunks: HashMap<ChunkId, Held>,
+    quota: u64,
+    used: u64,
+    reserved: u64,
+    /// Counts uses: the last use of a chunk is a number, not a time.
+    clock: u64,
+    in_transit: HashSet<ChunkId>,
+    leased: Counts,
+    pinned: Counts,
+    /// Chunks whose last use the index does not know yet.
+    touched: HashSet<ChunkId>,
+}
+
+#[derive(Debug)]
+struct Held {
+    size: u32,
+    own: Option<Own>,
+    ranges: Vec<Range>,
+}
+
+#[derive(Debug)]
+struct Own {
+    serial: u64,
+    last_use: u64,
+    verified: bool,
+}
+
+#[derive(Debug)]
+struct Range {
+    file: Arc<UserFile>,
+    offset: u64,
+    verified: bool,
+}
+
+impl Holdings {
+    /// Nothing, and room for `quota` bytes.
+    pub(super) fn new(quota: u64) -> Self {
+        Self { quota, ..Self::default() }
+    }
+
+    /// Whether the chunk is in any place.
+    pub(super) fn contains(&self, id: ChunkId) -> bool {
+        self.chunks.contains_key(&id)
+    }
+
+    /// Books a chunk file that was found when the store opened.
+    pub(super) fn adopt(&mut self, id: ChunkId, record: Record) {
+        self.clock = self.clock.max(record.last_use);
+        self.set_own(id, record.size, record.last_use);
+    }
+
+    /// Asks for the name and the room to write a chunk of `size` bytes.
+    pub(super) fn begin(&mut self, id: ChunkId, size: u32) -> Begun {
+        if self.in_transit.contains(&id) {
+            return Begun::Wait;
+        }
+        if self.chunks.get(&id).is_some_and(|held| held.own.is_some()) {
+            self.touch(id);
+            return Begun::Here;
+        }
+        let missing = (self.used + self.reserved + u64::from(size)).saturating_sub(self.quota);
+        let Some(victims) = self.victims(missing) else { return Begun::Full };
+        victims.iter().for_each(|&victim| _ = self.take_own(victim, None));
+        self.in_transit.insert(id);
+        self.reserved += u64::from(size);
+        Begun::Started { victims, new: !self.contains(id) }
+    }
+
+    /// The chunk is written: it enters the books. Returns its record.
+    pub(super) fn finish(&mut self, id: ChunkId, size: u32) -> Record {
+        self.abort(id, size);
+        self.clock += 1;
+        self.set_own(id, size, self.clock);
+        // Only verified chunks are written, so the first reader need not hash it again.
+        self.mark_own_verified(id);
+        Record { size, last_use: self.clock }
+    }
+
+    /// The chunk could not be written.
+    pub(super) fn abort(&mut self, id: ChunkId, size: u32) {
+        self.in_transit.remove(&id);
+        self.reserved -= u64::from(size);
+    }
+
+    /// Files that left the books are gone from the disk.
+    pub(super) fn settle(&mut self, ids: &[ChunkId]) {
+        ids.iter().for_each(|id| _ = self.in_transit.remove(id));
+    }
+
+    /// Books the chunks of users' files, with their offsets, instead of what was booked for the same
+    /// files of the same model before. Returns how many chunks were nowhere before, and their bytes.
+    pub(super) fn set_ranges(&mut self, files: &[Cut]) -> (usize, u64) {
+        let entries = || files.iter().flat_map(|(_, entries)| entries.iter().map(|(_, entry)| *entry));
+        let new: HashMap<_, _> =
+            entries().filter(|entry| !self.contains(entry.id)).map(|entry| (entry.id, entry.size)).collect();
+        self.forget_ranges(|old, _| {
+            files.iter().any(|(file, _)| (file.model, file.file) == (old.model, old.file))
+        });
+        for (file, entries) in files {
+            entries.iter().for_each(|&(offset, entry)| self.add_range(entry, file, offset));
+        }
+        (new.len(), new.values().map(|&size| u64::from(size)).sum())
+    }
+
+    /// Where to read a chunk, best first, and notes that it was used.
+    pub(super) fn place(&mut self, id: ChunkId) -> Option<Place> {
+        let place = self.places(id).into_iter().next();
+        if let Some(Place { kind: PlaceKind::Own { .. }, .. }) = place {
+            self.touch(id);
+        }
+        place
+    }
+
+    /// Every place of a chunk: our own file first, then parts of the user's.
+    pub(super) fn places(&self, id: ChunkId) -> Vec<Place> {
+        let Some(held) = self.chunks.get(&id) else { return Vec::new() };
+        let own = held.own.iter().map(|own| (own.verified, PlaceKind::Own { serial: own.serial }));
+        let ranges = held.ranges.iter().map(|range| {
+            let kind = PlaceKind::Range { file: Arc::clone(&range.file), offset: range.offset };
+            (range.verified, kind)
+        });
+        own.chain(ranges).map(|(verified, kind)| Place { size: held.size, verified, kind }).collect()
+    }
+
+    /// The bytes at `place` were hashed, and are right.
+    pub(super) fn mark_verified(&mut self, id: ChunkId, place: &Place) {
+        let Some(held) = self.chunks.get_mut(&id) else { return };
+        match &place.kind {
+            PlaceKind::Own { serial } => {
+                held.own.iter_mut().filter(|own| own.serial == *serial).for_each(|own| own.verified = true);
+            }
+            PlaceKind::Range { file, offset } => {
+                let same = |range: &&mut Range| Arc::ptr_eq(&range.file, file) && range.offset == *offset;
+                held.ranges.iter_mut().filter(same).for_each(|range| range.verified = true);
+            }
+        }
+    }
+
+    /// Takes a chunk file out of the books, if it is still the one of that serial number (any, if
+    /// `None`). Then it is in transit: remove the file, and [`Holdings::settle`].
+    pub(super) fn take_own(&mut self, id: ChunkId, serial: Option<u64>) -> Option<u64> {
+        let held = self.chunks.get_mut(&id)?;
+        held.own.take_if(|own| serial.is_none_or(|serial| own.serial == serial))?;
+        let size = u64::from(held.size);
+        if held.ranges.is_empty() {
+            self.chunks.remove(&id);
+        }
+        self.used -= size;
+        self.touched.remove(&id);
+        self.in_transit.insert(id);
+        Some(size)
+    }
+
+    /// Takes every chunk file out of the books that `doomed` says yes to and nobody has leased.
+    /// Returns them, in transit, and their bytes.
+    pub(super) fn take_own_where(&mut self, doomed: impl Fn(&ChunkId) -> bool) -> (Vec<ChunkId>, u64) {
+        let owned = self.chunks.iter().filter(|(_, held)| held.own.is_some()).map(|(&id, _)| id);
+        let taken: Vec<_> = owned.filter(|id| doomed(id) && !self.leased.contains(*id)).collect();
+        let bytes = taken.iter().filter_map(|&id| self.take_own(id, None)).sum();
+        (taken, bytes)
+    }
+
+    /// Forgets the parts of users' files that `doomed` says yes to: file and offset.
+    pub(super) fn forget_ranges(&mut self, doomed: impl Fn(&Arc<UserFile>, u64) -> bool) {
+        self.chunks.retain(|_, held| {
+            held.ranges.retain(|range| !doomed(&range.file, range.offset));
+            held.own.is_some() || !held.ranges.is_empty()
+        });
+    }
+
+    /// The user's files that are referred to, each once.
+    pub(super) fn user_files(&self) -> Vec<Arc<UserFile>> {
+        let all = self.chunks.values().flat_map(|held| held.ranges.iter().map(|range| &range.file));
+        let distinct: HashMap<_, _> = all.map(|file| (Arc::as_ptr(file), file)).collect();
+        distinct.into_values().cloned().collect()
+    }
+
+    /// The ids of everything held.
+    pub(super) fn ids(&self) -> Vec<ChunkId> {
+        self.chunks.keys().copied().collect()
+    }
+
+    /// Protects chunks from eviction until [`Holdings::release`].
+    pub(super) fn lease(&mut self, ids: &[ChunkId]) {
+        ids.iter().for_each(|&id| self.leased.add(id));
+    }
+
+    /// Takes back one [`Holdings::lease`].
+    pub(super) fn release(&mut self, ids: &[ChunkId]) {
+        ids.iter().for_each(|&id| self.leased.sub(id));
+    }
+
+    /// Protects chunks from eviction until [`Holdings::unpin`].
+    pub(super) fn pin(&mut self, ids: impl Iterator<Item = ChunkId>) {
+        ids.for_each(|id| self.pinned.add(id));
+    }
+
+    /// Takes back one [`Holdings::pin`].
+    pub(super) fn unpin(&mut self, ids: impl Iterator<Item = ChunkId>) {
+        ids.for_each(|id| self.pinned.sub(id));
+    }
+
+    /// The records of chunks used since the last call, if there are at least `least`.
+    pub(super) fn drain_touched(&mut self, least: usize) -> Vec<(ChunkId, Record)> {
+        if self.touched.len() < least {
+            return Vec::new();
+        }
+        let touched = std::mem::take(&mut self.touched).into_iter();
+        let records = touched.filter_map(|id| {
+            let held = self.chunks.get(&id)?;
+            Some((id, Record { size: held.size, last_use: held.own.as_ref()?.last_use }))
+        });
+        records.collect()
+    }
+
+    /// What is spent.
+    pub(super) fn usage(&self) -> Usage {
+        let elsewhere = self.chunks.values().filter(|held| held.own.is_none());
+        Usage {
+            used: self.used,
+            quota: self.quota,
+            referenced: elsewhere.map(|held| u64::from(held.size)).sum(),
+            chunks: self.chunks.len(),
+        }
+    }
+
+    fn victims(&self, need: u64) -> Option<Vec<ChunkId>> {
+        if need == 0 {
+            return Some(Vec::new());
+        }
+        let candidates = self.chunks.iter().filter_map(|(&id, held)| {
+            let last_use = held.own.as_ref()?.last_use;
+            let protected = self.leased.contains(id) || self.pinned.contains(id);
+            Some(Candidate { id, size: held.size.into(), last_use, protected })
+        });
+        victims(candidates, need)
+    }
+
+    fn add_range(&mut self, entry: ChunkEntry, file: &Arc<UserFile>, offset: u64) {
+        let empty = || Held { size: entry.size, own: None, ranges: Vec::new() };
+        let ranges = &mut self.chunks.entry(entry.id).or_insert_with(empty).ranges;
+        // Once in each file will do: a chunk of zeros may be in a file thousands of times.
+        let known = ranges.iter().any(|range| Arc::ptr_eq(&range.file, file));
+        if !known && ranges.len() < RANGES_MAX {
+            ranges.push(Range { file: Arc::clone(file), offset, verified: false });
+        }
+    }
+
+    fn set_own(&mut self, id: ChunkId, size: u32, last_use: u64) {
+        let held = self.chunks.entry(id).or_insert_with(|| Held { size, own: None, ranges: Vec::new() });
+        // Bytes of ours were hashed; the size of a range is only what a manifest says.
+        held.size = size;
+        held.own = Some(Own { serial: self.clock, last_use, verified: false });
+        self.used += u64::from(size);
+    }
+
+    fn mark_own_verified(&mut self, id: ChunkId) {
+        let own = self.chunks.get_mut(&id).and_then(|held| held.own.as_mut());
+        own.into_iter().for_each(|own| own.verified = true);
+    }
+
+    fn touch(&mut self, id: ChunkId) {
+        self.clock += 1;
+        if let Some(own) = self.chunks.get_mut(&id).and_then(|held| held.own.as_mut()) {
+            own.last_use = self.clock;
+            self.touched.insert(id);
+        }
+    }
+}
+
+/// How many times something is held.
+#[derive(Debug, Default)]
+struct Counts(HashMap<ChunkId, u32>);
+
+impl Counts {
+    fn contains(&self, id: ChunkId) -> bool {
+        self.0.contains_key(&id)
+    }
+
+    fn add(&mut self, id: ChunkId) {
+        *self.0.entry(id).or_default() += 1;
+    }
+
+    fn sub(&mut self, id: ChunkId) {
+        if let Some(count) = self.0.get_mut(&id) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&id);
+            }
+        }
+    }
+}

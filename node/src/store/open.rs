@@ -1,0 +1,206 @@
+//! Opening: what the files say, beside what the index says.
+//!
+//! A chunk file that the index knows, with the size that it knows, is taken as it is. Any other file
+//! whose name is a chunk's is hashed, and kept if its name is right: so nothing that arrived is lost
+//! with the index, or with a process that was killed before the index was written. The rest goes.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rayon::prelude::*;
+use surf_protocol::{
+    ChunkId, Manifest, ModelId,
+    limits::{CHUNK_SIZE_MAX, MANIFEST_SIZE_MAX},
+    manifest::ChunkEntry,
+};
+
+use super::{
+    StoreError,
+    catalogue::Catalogue,
+    files::{self, Layout, Stamp},
+    holdings::{Holdings, UserFile},
+    index::{Index, Records},
+    notes::{Note, decode_aliases},
+    record::Record,
+};
+
+/// Bytes of a text file that we would read. A note names each published file.
+const TEXT_SIZE_MAX: u64 = 256 << 20;
+
+/// How the name of a file ends that was set aside.
+const DAMAGED: &str = "damaged";
+
+/// Makes the folders, and locks them for this process.
+pub(super) fn lock(layout: &Layout) -> Result<File, StoreError> {
+    let folder = |cause| StoreError::Folder { dir: layout.root().to_owned(), cause };
+    fs::create_dir_all(layout.root()).map_err(folder)?;
+    let lock =
+        File::options().create(true).truncate(false).write(true).open(layout.lock()).map_err(folder)?;
+    match lock.try_lock() {
+        Ok(()) => (),
+        Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { dir: layout.root().to_owned() }),
+        Err(TryLockError::Error(cause)) => return Err(folder(cause)),
+    }
+    // Whatever is there was on its way when a process ended.
+    match fs::remove_dir_all(layout.incoming()) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(folder(cause)),
+        _ => (),
+    }
+    for dir in [layout.incoming(), layout.chunks(), layout.manifests(), layout.notes()] {
+        fs::create_dir_all(dir).map_err(folder)?;
+    }
+    Ok(lock)
+}
+
+/// Books the chunk files, and makes the index agree with them.
+pub(super) fn chunks(
+    layout: &Layout,
+    index: &Index,
+    mut records: Records,
+    holdings: &mut Holdings,
+) -> Result<(), StoreError> {
+    let mut unknown = Vec::new();
+    for (path, name, size) in scan(&layout.chunks())? {
+        let Some(id) = name.as_deref().and_then(ChunkId::from_hex).filter(|&id| layout.chunk(id) == path)
+        else {
+            remove(&path, "it is no chunk");
+            continue;
+        };
+        match records.remove(&id) {
+            Some(record) if u64::from(record.size) == size => holdings.adopt(id, record),
+            _ if (CHUNK_SIZE_MAX as u64) < size => remove(&path, "it is larger than a chunk"),
+            _ => unknown.push((id, size as u32)),
+        }
+    }
+    let (whole, damaged): (Vec<_>, Vec<_>) =
+        unknown.into_par_iter().partition(|&(id, size)| is_whole(&layout.chunk(id), id, size));
+    damaged.iter().for_each(|&(id, _)| remove(&layout.chunk(id), "its bytes are not what its name says"));
+    if !whole.is_empty() {
+        tracing::info!(chunks = whole.len(), "found chunk files that the index did not know");
+    }
+    let adopted = whole.into_iter().map(|(id, size)| (id, Record { size, last_use: 0 }));
+    let adopted: Vec<_> = adopted.collect();
+    adopted.iter().for_each(|&(id, record)| holdings.adopt(id, record));
+    index.insert(adopted);
+    let gone = records.into_keys().filter(|&id| !holdings.contains(id));
+    index.remove(gone.collect::<Vec<_>>());
+    Ok(())
+}
+
+/// Reads manifests, notes and names. What cannot be read is logged, and does not keep the rest from
+/// being used.
+pub(super) fn catalogue(layout: &Layout) -> Result<Catalogue, StoreError> {
+    let mut catalogue = Catalogue::default();
+    for (path, name, _) in scan(&layout.manifests())? {
+        match read_bounded(&path, MANIFEST_SIZE_MAX as u64).map(|bytes| Manifest::decode(&bytes)) {
+            Ok(Ok(manifest)) if name.as_deref() == Some(&manifest.id().to_hex()) => {
+                catalogue.manifests.insert(manifest.id(), Arc::new(manifest));
+            }
+            Ok(_) => remove(&path, "it is not the manifest that its name says"),
+            Err(error) => tracing::warn!(path = %path.display(), %error, "cannot read a manifest"),
+        }
+    }
+    for (path, name, _) in scan(&layout.notes())? {
+        if path.extension().is_some_and(|extension| extension == DAMAGED) {
+            continue;
+        }
+        let model = name.as_deref().and_then(|name| name.strip_suffix(".json")?.parse::<ModelId>().ok());
+        let note = read_bounded(&path, TEXT_SIZE_MAX).ok().and_then(|text| Note::decode(&text));
+        match model.zip(note) {
+            Some((model, note)) => _ = catalogue.notes.insert(model, note),
+            None => set_aside(&path),
+        }
+    }
+    let path = layout.aliases();
+    match read_bounded(&path, TEXT_SIZE_MAX).map(|text| decode_aliases(&text)) {
+        Ok(Some(aliases)) => catalogue.aliases = aliases,
+        Ok(None) => set_aside(&path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+        Err(cause) => return Err(StoreError::file(path, cause)),
+    }
+    Ok(catalogue)
+}
+
+/// Books pins, and the users' files that are still what they were when they were cut.
+pub(super) fn apply_notes(catalogue: &Catalogue, holdings: &mut Holdings) {
+    for (&model, note) in &catalogue.notes {
+        let Some(manifest) = catalogue.manifests.get(&model) else { continue };
+        if note.pinned {
+            holdings.pin(manifest.chunks().iter().map(|chunk| chunk.id));
+        }
+        let mut files = Vec::new();
+        for at in &note.files {
+            if Stamp::at(&at.path).ok() != Some(at.stamp) {
+                tracing::warn!(path = %at.path.display(), %model, "a published file is gone or has changed");
+                continue;
+            }
+            let file = UserFile::new(model, at.file, at.path.clone(), at.stamp);
+            let mut entries = file_chunks(manifest, at.file);
+            entries.retain(|(offset, _)| !at.bad.contains(offset));
+            files.push((Arc::new(file), entries));
+        }
+        holdings.set_ranges(&files);
+    }
+}
+
+/// The chunks of a file of a manifest, with their offsets. None if there is no such file.
+pub(super) fn file_chunks(manifest: &Manifest, file: u32) -> Vec<(u64, ChunkEntry)> {
+    let entries = manifest.files().get(file as usize).into_iter().flat_map(|file| &file.chunks);
+    let with_offsets = entries.scan(0, |end, &entry| {
+        let start = *end;
+        *end += u64::from(entry.size);
+        Some((start, entry))
+    });
+    with_offsets.collect()
+}
+
+fn is_whole(path: &Path, id: ChunkId, size: u32) -> bool {
+    files::map(path, size).is_ok_and(|bytes| ChunkId::of(&bytes) == id)
+}
+
+/// The files in `dir` and the folders in it: path, name if it is Unicode, size.
+fn scan(dir: &Path) -> Result<Vec<(PathBuf, Option<String>, u64)>, StoreError> {
+    let mut found = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let failed = |cause| StoreError::file(&folder, cause);
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let (path, metadata) = (entry.path(), entry.metadata().map_err(failed)?);
+            if metadata.is_dir() {
+                folders.push(path);
+            } else {
+                found.push((path, entry.file_name().into_string().ok(), metadata.len()));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn read_bounded(path: &Path, size_max: u64) -> io::Result<Vec<u8>> {
+    let size = fs::metadata(path)?.len();
+    if size_max < size {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{size} bytes are too many")));
+    }
+    fs::read(path)
+}
+
+fn remove(path: &Path, why: &str) {
+    tracing::warn!(path = %path.display(), "removing a file: {why}");
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "cannot remove it");
+    }
+}
+
+/// The user's words are not thrown away even when they cannot be read.
+fn set_aside(path: &Path) {
+    let aside = path.with_extension(DAMAGED);
+    tracing::warn!(path = %path.display(), aside = %aside.display(), "cannot read a file; setting it aside");
+    if let Err(error) = fs::rename(path, &aside) {
+        tracing::warn!(path = %path.display(), %error, "cannot set it aside");
+    }
+}

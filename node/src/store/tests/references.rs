@@ -1,0 +1,187 @@
+//! Files of the user's: what is published from where it stands, and what is noticed when it changes.
+
+use super::*;
+
+struct Published {
+    /// The folder of the store, beside the user's.
+    dir: TempDir,
+    path: PathBuf,
+    chunks: Vec<Chunk>,
+    manifest: Arc<Manifest>,
+    store: Store,
+}
+
+async fn published() -> Published {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("my model.bin");
+    let chunks: Vec<_> = (0..4).map(chunk).collect();
+    fs::write(&path, joined(&chunks)).unwrap();
+    let manifest = model(&[&chunks]);
+    let store = open(&dir.path().join("store"));
+    store.put_manifest(&manifest).await.unwrap();
+    let new = store.reference(&manifest, vec![(0, path.clone())]).await.unwrap();
+    assert_eq!(new, Referenced { chunks: 4, bytes: 4 * SIZE as u64 });
+    Published { dir, path, chunks, manifest, store }
+}
+
+fn joined(chunks: &[Chunk]) -> Vec<u8> {
+    chunks.iter().flat_map(|chunk| chunk.bytes().to_vec()).collect()
+}
+
+/// Puts the time of the last change back, as a careless or malicious program might.
+fn keep_time(path: &Path, change: impl FnOnce()) {
+    let before = fs::metadata(path).unwrap().modified().unwrap();
+    change();
+    fs::File::options().write(true).open(path).unwrap().set_modified(before).unwrap();
+}
+
+#[tokio::test]
+async fn a_published_file_is_served_from_where_it_is() {
+    let Published { dir, path, chunks, manifest, store } = published().await;
+    assert_eq!(store.usage(), Usage { used: 0, quota: u64::MAX / 2, referenced: 4000, chunks: 4 });
+    for chunk in &chunks {
+        assert_eq!(read(&store, chunk).await.as_ref(), Some(chunk));
+        assert_eq!(store.serve(chunk.id()).await.unwrap().unwrap(), chunk.bytes());
+    }
+    assert!(store.have(manifest.id()).await.unwrap().unwrap().is_full());
+    let again = store.reference(&manifest, vec![(0, path.clone())]).await.unwrap();
+    assert_eq!(again, Referenced::default());
+    drop(store);
+    fs::remove_dir_all(dir.path().join("store/index")).unwrap();
+    let store = open(&dir.path().join("store"));
+    assert_eq!(store.models()[0].held_chunks, 4);
+    assert_eq!(read(&store, &chunks[3]).await.as_ref(), Some(&chunks[3]));
+    store.remove(manifest.id()).await.unwrap();
+    assert!(path.exists());
+    assert_eq!(store.usage().chunks, 0);
+}
+
+#[tokio::test]
+async fn every_change_of_a_published_file_is_noticed() {
+    let changes: [fn(&Path); 5] = [
+        |path| fs::write(path, b"short").unwrap(),
+        |path| fs::remove_file(path).unwrap(),
+        |path| fs::File::options().write(true).open(path).unwrap().set_len(3999).unwrap(),
+        |path| {
+            let bytes = fs::read(path).unwrap();
+            fs::rename(path, path.with_extension("old")).unwrap();
+            fs::write(path, bytes).unwrap();
+        },
+        |path| {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            let before = file.metadata().unwrap().modified().unwrap();
+            file.set_modified(before + Duration::from_nanos(1)).unwrap();
+        },
+    ];
+    for (at, change) in changes.iter().enumerate() {
+        for restart in [false, true] {
+            let Published { dir, path, chunks, store, .. } = published().await;
+            assert!(store.serve(chunks[0].id()).await.unwrap().is_some());
+            change(&path);
+            let store = if restart {
+                drop(store);
+                open(&dir.path().join("store"))
+            } else {
+                store
+            };
+            assert_eq!(store.serve(chunks[0].id()).await.unwrap(), None, "change {at}");
+            assert_eq!(read(&store, &chunks[3]).await, None, "change {at}");
+            assert_eq!(store.usage().chunks, 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn other_bytes_under_the_same_stamp_are_not_served() {
+    let Published { dir, path, chunks, manifest, store } = published().await;
+    let mut bytes = joined(&chunks);
+    bytes[SIZE + 5] ^= 1;
+    keep_time(&path, || fs::write(&path, &bytes).unwrap());
+    assert_eq!(store.serve(chunks[1].id()).await.unwrap(), None);
+    assert_eq!(read(&store, &chunks[1]).await, None);
+    assert_eq!(held(&store, &chunks), [true, false, true, true]);
+    drop(store);
+    let store = open(&dir.path().join("store"));
+    assert_eq!(held(&store, &chunks), [true, false, true, true], "this is known after a restart");
+    // What is missing comes from elsewhere, or the file is put right and published again.
+    assert!(store.put(chunks[1].clone()).await.unwrap());
+    assert!(store.have(manifest.id()).await.unwrap().unwrap().is_full());
+    store.remove(manifest.id()).await.unwrap();
+    fs::write(&path, joined(&chunks)).unwrap();
+    store.put_manifest(&manifest).await.unwrap();
+    assert_eq!(store.reference(&manifest, vec![(0, path)]).await.unwrap().chunks, 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_truncated_while_it_is_served_is_an_absence() {
+    let Published { dir: _dir, path, chunks, store, .. } = published().await;
+    let serving = tokio::spawn({
+        let (store, chunks) = (store.clone(), chunks.clone());
+        async move {
+            let mut served = 0;
+            while let Some(bytes) = store.serve(chunks[served % 4].id()).await.unwrap() {
+                assert_eq!(bytes, chunks[served % 4].bytes());
+                served += 1;
+            }
+            served
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    fs::File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+    assert!(0 < serving.await.unwrap());
+    assert_eq!(store.usage().chunks, 0);
+}
+
+#[tokio::test]
+async fn verify_reports_damage_in_published_files() {
+    let Published { dir: _dir, path, chunks, store, .. } = published().await;
+    keep_time(&path, || {
+        let mut bytes = joined(&chunks);
+        bytes[0] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    });
+    let found = store.verify(None, |_, _| ()).await.unwrap();
+    assert_eq!(found, Verified { checked: 4, bad: vec![chunks[0].id()] });
+    fs::write(&path, b"").unwrap();
+    assert_eq!(store.verify(None, |_, _| ()).await.unwrap().bad.len(), 3);
+    assert_eq!(store.usage().chunks, 0);
+}
+
+#[tokio::test]
+async fn a_copy_helps_when_the_published_file_goes() {
+    let Published { dir, path, chunks, store, .. } = published().await;
+    assert!(!store.put(chunks[2].clone()).await.unwrap(), "it was here, though in no file of ours");
+    assert!(chunk_file(&dir.path().join("store"), &chunks[2]).exists());
+    fs::remove_file(&path).unwrap();
+    assert_eq!(read(&store, &chunks[0]).await, None);
+    assert_eq!(read(&store, &chunks[2]).await.as_ref(), Some(&chunks[2]));
+}
+
+#[tokio::test]
+async fn gc_forgets_files_that_are_gone() {
+    let Published { dir, path, chunks, manifest, store } = published().await;
+    let (other, twin) = (dir.path().join("other.bin"), model(&[&chunks[..2], &chunks[2..]]));
+    fs::write(&other, joined(&chunks[..2])).unwrap();
+    store.put_manifest(&twin).await.unwrap();
+    assert_eq!(store.reference(&twin, vec![(0, other)]).await.unwrap(), Referenced::default());
+    fs::remove_file(&path).unwrap();
+    assert_eq!(store.gc().await.unwrap(), Freed::default());
+    assert_eq!(held(&store, &chunks), [true, true, false, false]);
+    drop(store);
+    fs::write(&path, joined(&chunks)).unwrap();
+    let store = open(&dir.path().join("store"));
+    assert_eq!(store.models().iter().filter(|model| model.id == manifest.id()).count(), 1);
+    assert_eq!(held(&store, &chunks), [true, true, false, false]);
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_what_was_cut_are_refused() {
+    let Published { dir, path, manifest, store, .. } = published().await;
+    let refused = async |file, path: &Path| store.reference(&manifest, vec![(file, path.to_owned())]).await;
+    let absent = dir.path().join("absent");
+    assert!(matches!(refused(0, &absent).await, Err(StoreError::File { path, .. }) if path == absent));
+    assert!(matches!(refused(1, &path).await, Err(StoreError::NoSuchFile { file: 1, .. })));
+    fs::write(&path, b"short").unwrap();
+    let changed = refused(0, &path).await;
+    assert!(matches!(changed, Err(StoreError::Changed { expected: 4000, found: 5, .. })), "{changed:?}");
+}
