@@ -1,0 +1,16 @@
+//! Qwen 3: Llama with norms over each head of queries and keys; later blocks may see a window.
+
+use super::{
+    Architecture,
+    decoder::{Decoder, Defaults, Variant},
+    qwen2,
+};
+use crate::engine::{EngineError, fields::Fields};
+
+pub(super) fn read(fields: &Fields<'_>) -> Result<Box<dyn Architecture>, EngineError> {
+    let decoder = Decoder::read(fields, Defaults { context: 1 << 15, head_dim: Some(128) })?;
+    let windows = qwen2::windows(fields, decoder.blocks())?;
+    let bias = fields.flag("attention_bias")?.unwrap_or(false);
+    let variant = Variant { qkv_bias: bias, output_bias: bias, qk_norm: true, windows, ..Variant::default() };
+    Ok(decoder.boxed(variant))
+}

@@ -1,0 +1,93 @@
+//! What can go wrong between a prompt and its continuation.
+
+use std::sync::Arc;
+
+use surf_protocol::Group;
+
+use crate::weights::WeightsError;
+
+/// The engine could not load a model, or could not answer.
+///
+/// Cheap to clone: one failure is given to every request that it ends.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A model that this program cannot run.
+    #[error("model type {model_type:?} is not supported; supported are {supported}")]
+    Unsupported {
+        /// What `config.json` says.
+        model_type: String,
+        /// The ones that are.
+        supported: String,
+    },
+    /// A file of the model is missing or is not what it should be.
+    #[error("{file}: {reason}")]
+    File {
+        /// Which file of the repository.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A field of `config.json` that cannot be.
+    #[error("config.json: {field} {reason}")]
+    Config {
+        /// The field, with dots between levels.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor that is not what the configuration says.
+    #[error("tensor {name:?} {reason}")]
+    Tensor {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The model lacks a part that its configuration promises.
+    #[error("the model has no {0}")]
+    NoGroup(Group),
+    /// What was asked for is not available on this machine or in this build.
+    #[error("{0}")]
+    Device(String),
+    /// A request that cannot be answered, through no fault of the model.
+    #[error("{0}")]
+    Request(String),
+    /// Too many requests wait already.
+    #[error("{0} requests wait already; try again later")]
+    Busy(usize),
+    /// The one who asked did not take what it was sent.
+    #[error("the client took nothing for {0} s")]
+    Stalled(u64),
+    /// Parameters could not be had.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A tensor operation failed.
+    #[error("computing: {0}")]
+    Compute(Arc<candle_core::Error>),
+    /// The model's output is not a number.
+    #[error("the model computed values that are not finite")]
+    NotFinite,
+    /// The engine has stopped.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+impl From<candle_core::Error> for EngineError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Compute(Arc::new(error))
+    }
+}
+
+impl EngineError {
+    pub(crate) fn config(field: impl ToString, reason: impl ToString) -> Self {
+        Self::Config { field: field.to_string(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn file(file: impl ToString, reason: impl ToString) -> Self {
+        Self::File { file: file.to_string(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn tensor(name: impl ToString, reason: impl ToString) -> Self {
+        Self::Tensor { name: name.to_string(), reason: reason.to_string() }
+    }
+}

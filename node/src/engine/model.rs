@@ -1,0 +1,197 @@
+//! One pass over a model whose weights arrive while it runs.
+//!
+//! Groups are visited in order: asked for, made into a layer, computed with, dropped. A layer is
+//! kept only if its weights stay in memory anyway. Which groups those are, and that the next ones
+//! are on their way, is the business of [`Weights`].
+
+use std::{collections::HashMap, sync::Arc};
+
+use candle_core::{Device, Tensor};
+use surf_protocol::Group;
+use tokio::time::Instant;
+
+use super::{
+    EngineError,
+    arch::{Architecture, Layer, Shape, Step, Tables},
+    cache::KvCache,
+    host, parts,
+    parts::Parts,
+    pass::Pass,
+};
+use crate::{
+    journal::{Event, Journal},
+    weights::{Tensors, Weights},
+};
+
+/// A model, and the layers of it that stay.
+#[derive(Debug)]
+pub(crate) struct Model {
+    architecture: Box<dyn Architecture>,
+    steps: Vec<Step>,
+    weights: Arc<dyn Weights>,
+    journal: Arc<Journal>,
+    device: Device,
+    threads: rayon::ThreadPool,
+    kept: HashMap<Group, Kept>,
+}
+
+/// A layer whose weights are resident, and those weights: as long as they are the same, so is it.
+#[derive(Debug)]
+struct Kept {
+    tensors: Arc<Tensors>,
+    layer: Arc<dyn Layer>,
+}
+
+/// One sequence's part in a pass.
+#[derive(Debug)]
+pub(crate) struct Input<'a> {
+    /// Its new tokens, at least one.
+    pub(crate) tokens: &'a [u32],
+    /// What it has seen before.
+    pub(crate) cache: &'a mut KvCache,
+    /// Which logits are wanted.
+    pub(crate) want: Want,
+}
+
+/// Which of a pass's tokens need logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// None: the prompt goes on.
+    Nothing,
+    /// What follows the last token.
+    Last,
+    /// What follows each token.
+    All,
+}
+
+impl Model {
+    /// A model of this structure; fails if the manifest lacks one of its groups.
+    pub(crate) fn new(
+        architecture: Box<dyn Architecture>,
+        weights: Arc<dyn Weights>,
+        journal: Arc<Journal>,
+        device: Device,
+    ) -> Result<Self, EngineError> {
+        let steps = architecture.steps();
+        for step in &steps {
+            if weights.manifest().group(&step.group).is_none() {
+                return Err(EngineError::NoGroup(step.group.clone()));
+            }
+        }
+        let threads = rayon::ThreadPoolBuilder::new()
+            .thread_name(|at| format!("surf-compute-{at}"))
+            .build()
+            .map_err(|error| EngineError::Device(format!("no threads to compute with: {error}")))?;
+        Ok(Self { architecture, steps, weights, journal, device, threads, kept: HashMap::new() })
+    }
+
+    /// Sizes.
+    pub(crate) fn shape(&self) -> Shape {
+        self.architecture.shape()
+    }
+
+    /// Runs the new tokens of all sequences through the model, and adds them to their caches.
+    /// Returns, for each sequence, the wanted logits, by positions.
+    ///
+    /// After an error the caches are as before.
+    pub(crate) fn forward(&mut self, inputs: Vec<Input<'_>>) -> Result<Vec<Vec<f32>>, EngineError> {
+        let (mut sequences, mut wanted, mut counts, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for input in inputs {
+            let end = first + input.tokens.len() as u32;
+            let rows = match input.want {
+                Want::Nothing => end..end,
+                Want::Last => end - 1..end,
+                Want::All => first..end,
+            };
+            counts.push(rows.len());
+            wanted.extend(rows);
+            sequences.push((input.tokens, input.cache));
+            first = end;
+        }
+        let mut pass = Pass::new(sequences);
+        let logits = self.run(&mut pass, &wanted)?;
+        for span in &mut pass.spans {
+            span.cache.advance(span.rows.len());
+        }
+        let Some(logits) = logits else { return Ok(vec![Vec::new(); counts.len()]) };
+        let vocab = self.shape().vocab;
+        host::read(&logits, |mut logits| {
+            let mut split = Vec::with_capacity(counts.len());
+            for count in counts {
+                let (mine, rest) = logits.split_at(count * vocab);
+                split.push(mine.to_vec());
+                logits = rest;
+            }
+            split
+        })
+    }
+
+    /// All steps. The head is skipped if no logits are `wanted`, whose rows are in rising order.
+    fn run(&mut self, pass: &mut Pass<'_>, wanted: &[u32]) -> Result<Option<Tensor>, EngineError> {
+        let mut tables = TableRows { weights: &*self.weights, kept: &self.kept };
+        let mut x = self.architecture.embed(&mut tables, pass)?;
+        let mut all = true;
+        for at in 0..self.steps.len() {
+            if self.steps[at].head && wanted.is_empty() {
+                return Ok(None);
+            }
+            if self.steps[at].head && all {
+                all = false;
+                let wanted = Tensor::from_slice(wanted, wanted.len(), &self.device)?;
+                x = x.index_select(&wanted, 0)?;
+            }
+            let layer = self.layer(at)?;
+            let start = Instant::now();
+            x = self.threads.install(|| layer.forward(&x, pass))?;
+            let took_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.journal.record(Event::GroupComputed { group: self.steps[at].group.to_string(), took_us });
+        }
+        Ok(Some(x))
+    }
+
+    /// The layer of step `at`, from its weights or kept from earlier.
+    fn layer(&mut self, at: usize) -> Result<Arc<dyn Layer>, EngineError> {
+        let step = &self.steps[at];
+        let tensors = self.weights.group(&step.group)?;
+        if let Some(kept) = self.kept.get(&step.group)
+            && Arc::ptr_eq(&kept.tensors, &tensors)
+        {
+            return Ok(Arc::clone(&kept.layer));
+        }
+        let layer = self.architecture.layer(step, &Parts::new(&tensors, &self.device))?;
+        let layer: Arc<dyn Layer> = Arc::from(layer);
+        if tensors.resident {
+            let kept = Kept { tensors, layer: Arc::clone(&layer) };
+            self.kept.insert(step.group.clone(), kept);
+        } else {
+            self.kept.remove(&step.group);
+        }
+        Ok(layer)
+    }
+}
+
+/// Rows of tables: from a group that is kept, else asked for by row.
+struct TableRows<'a> {
+    weights: &'a dyn Weights,
+    kept: &'a HashMap<Group, Kept>,
+}
+
+impl Tables for TableRows<'_> {
+    fn rows(&mut self, tensor: &str, rows: &[u32], cols: usize) -> Result<Tensor, EngineError> {
+        let mut values = Vec::with_capacity(rows.len() * cols);
+        let kept = self.kept.get(&Group::Embed).and_then(|kept| kept.tensors.tensors.get(tensor));
+        if let Some(raw) = kept {
+            let table_rows = raw.shape.first().copied().unwrap_or(0);
+            let table = parts::matrix(tensor, raw, table_rows, cols)?;
+            for &row in rows {
+                let read = table.read_row(row as usize, &mut values);
+                read.ok_or_else(|| EngineError::tensor(tensor, format!("has no row {row}")))?;
+            }
+        } else {
+            let raw = self.weights.rows(tensor, rows)?;
+            let table = parts::matrix(tensor, &raw, rows.len(), cols)?;
+            table.runs(rows.len()).iter().for_each(|run| run.with_f32(|run| values.extend_from_slice(run)));
+        }
+        host::tensor(values, rows.len(), cols)
+    }
+}

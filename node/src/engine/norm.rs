@@ -1,0 +1,32 @@
+//! Root-mean-square normalisation.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+use super::{EngineError, host, kernels};
+
+/// Scales rows to mean square one, then by a learned weight.
+#[derive(Clone, Debug)]
+pub(crate) struct RmsNorm {
+    weight: Arc<[f32]>,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// Over as many elements as `weight` has.
+    pub(crate) fn new(weight: Arc<[f32]>, eps: f64, device: &Device) -> Result<Self, EngineError> {
+        match device {
+            Device::Cpu => Ok(Self { weight, eps: eps as f32 }),
+            _ => Err(EngineError::Device("this build computes on the CPU only".to_owned())),
+        }
+    }
+
+    /// `[tokens, n · size]`, each run of `size` elements by itself: the whole row, or each head.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
+        let (rows, cols) = x.dims2()?;
+        let mut y = host::copy(x)?;
+        kernels::rms_norm(&mut y, &self.weight, self.eps);
+        host::tensor(y, rows, cols)
+    }
+}
