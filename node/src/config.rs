@@ -133,9 +133,11 @@ impl FromStr for Device {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
-            _ => text.strip_prefix("cuda:").and_then(|number| number.parse().ok()).map(Self::Cuda).ok_or(
-                NotAChoice { text: text.to_owned(), expected: "a device: auto, cpu, cuda or cuda:N" },
-            ),
+            _ => {
+                text.strip_prefix("cuda:").and_then(|number| number.parse().ok()).map(Self::Cuda).ok_or(
+                    NotAChoice { text: text.to_owned(), expected: "a device: auto, cpu, cuda or cuda:N" },
+                )
+            }
         }
     }
 }

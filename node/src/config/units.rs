@@ -64,7 +64,8 @@ const BYTE_UNITS: &[(&str, u64)] = &[
 const BIT_UNITS: &[(&str, u64)] =
     &[("Tbit", 1_000_000_000_000), ("Gbit", 1_000_000_000), ("Mbit", 1_000_000), ("kbit", 1_000), ("bit", 1)];
 
-const SPAN_UNITS_MS: &[(&str, u64)] = &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const SPAN_UNITS_MS: &[(&str, u64)] =
+    &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 impl Size {
     /// How many bytes this is where there are `whole`.
@@ -146,7 +147,7 @@ impl fmt::Display for Span {
 /// A decimal number without sign or exponent.
 #[derive(Clone, Copy)]
 struct Decimal {
-    digits: u64,
+    digits: u128,
     /// How many of the digits stand after the point.
     fraction: u32,
 }
@@ -154,7 +155,7 @@ struct Decimal {
 impl Decimal {
     /// `self` × `scale`, rounded down; `None` if it does not fit.
     fn times(self, scale: u64) -> Option<u64> {
-        let scaled = u128::from(self.digits) * u128::from(scale) / 10u128.pow(self.fraction);
+        let scaled = self.digits.checked_mul(scale.into())? / 10u128.pow(self.fraction);
         u64::try_from(scaled).ok()
     }
 }
@@ -171,7 +172,7 @@ fn split(text: &str) -> Option<(Decimal, &str)> {
     let places = u32::try_from(fraction.len()).ok().filter(|places| *places <= FRACTION_DIGITS_MAX)?;
     let whole: u64 = whole.parse().ok()?;
     let fraction: u64 = fraction.parse().ok()?;
-    let digits = whole.checked_mul(10u64.pow(places))?.checked_add(fraction)?;
+    let digits = u128::from(whole) * 10u128.pow(places) + u128::from(fraction);
     Some((Decimal { digits, fraction: places }, unit.trim_start()))
 }
 
@@ -245,15 +246,22 @@ mod tests {
 
     #[test]
     fn what_is_no_size_says_what_one_looks_like() {
-        for text in ["", "MiB", "-1", "1e9", "1..5MB", "1.", ".5GB", "8G", "8 Gib it", "0%", "101%", "16777216TiB"] {
+        for text in
+            ["", "MiB", "-1", "1e9", "1..5MB", "1.", ".5GB", "8G", "8 Gib it", "0%", "101%", "16777216TiB"]
+        {
             let error = text.parse::<Size>().expect_err(text);
-            assert_eq!(error.to_string(), format!("{text:?} is not a size such as 512MiB, 8GiB, 10GB or 25%"));
+            assert_eq!(
+                error.to_string(),
+                format!("{text:?} is not a size such as 512MiB, 8GiB, 10GB or 25%")
+            );
         }
     }
 
     #[test]
     fn rates_are_in_bits_or_bytes() {
-        for (text, bytes_per_s) in [("100Mbit", 12_500_000), ("20MB", 20_000_000), ("1Gbit/s", 125_000_000), ("8bit", 1)] {
+        for (text, bytes_per_s) in
+            [("100Mbit", 12_500_000), ("20MB", 20_000_000), ("1Gbit/s", 125_000_000), ("8bit", 1)]
+        {
             assert_eq!(text.parse(), Ok(Rate { bytes_per_s }), "{text}");
         }
         for text in ["", "0", "0MB", "7bit", "fast", "25%"] {
@@ -263,7 +271,9 @@ mod tests {
 
     #[test]
     fn spans_need_a_unit() {
-        for (text, millis) in [("30s", 30_000), ("500ms", 500), ("1.5m", 90_000), ("2h", 7_200_000), ("1d", 86_400_000)] {
+        for (text, millis) in
+            [("30s", 30_000), ("500ms", 500), ("1.5m", 90_000), ("2h", 7_200_000), ("1d", 86_400_000)]
+        {
             assert_eq!(text.parse(), Ok(Span(Duration::from_millis(millis))), "{text}");
         }
         for text in ["", "30", "s", "30sec", "-1s"] {
