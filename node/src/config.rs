@@ -1,7 +1,13 @@
 //! Everything that can be set. Only `cli` reads flags, files and the environment; each part of the
 //! node gets its own part of this by value.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use serde::Deserialize;
+
+mod units;
+
+pub use units::{NotAQuantity, Rate, Size, Span};
 
 /// Settings of a whole node.
 #[derive(Clone, Debug)]
@@ -75,8 +81,9 @@ pub struct Engine {
     pub dtype: Precision,
 }
 
-/// What computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What computes. Written `auto`, `cpu`, `cuda` or `cuda:N`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub enum Device {
     /// A GPU if there is one that this program was built for, else the CPU.
     Auto,
@@ -86,8 +93,10 @@ pub enum Device {
     Cuda(usize),
 }
 
-/// In what precision activations are kept. Weights keep their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// In what precision activations are kept. Weights keep their own. Written `auto`, `f32`, `bf16` or
+/// `f16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub enum Precision {
     /// What suits the device: f32 on a CPU.
     Auto,
@@ -106,4 +115,85 @@ pub struct Rpc {
     pub listen: SocketAddr,
     /// What clients must present as `Authorization: Bearer …`. Needed off loopback.
     pub token: Option<String>,
+}
+
+/// Text that names no choice.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {expected}")]
+pub struct NotAChoice {
+    text: String,
+    expected: &'static str,
+}
+
+impl FromStr for Device {
+    type Err = NotAChoice;
+
+    fn from_str(text: &str) -> Result<Self, NotAChoice> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                text.strip_prefix("cuda:").and_then(|number| number.parse().ok()).map(Self::Cuda).ok_or(
+                    NotAChoice { text: text.to_owned(), expected: "a device: auto, cpu, cuda or cuda:N" },
+                )
+            }
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = NotAChoice;
+
+    fn from_str(text: &str) -> Result<Self, NotAChoice> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "f16" => Ok(Self::F16),
+            _ => Err(NotAChoice { text: text.to_owned(), expected: "a precision: auto, f32, bf16 or f16" }),
+        }
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = NotAChoice;
+
+    fn try_from(text: String) -> Result<Self, NotAChoice> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for Precision {
+    type Error = NotAChoice;
+
+    fn try_from(text: String) -> Result<Self, NotAChoice> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_read_back() {
+        for device in [Device::Auto, Device::Cpu, Device::Cuda(0), Device::Cuda(7)] {
+            assert_eq!(device.to_string().parse(), Ok(device));
+        }
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        for text in ["", "gpu", "cuda:", "cuda:x", "CPU"] {
+            assert!(text.parse::<Device>().is_err(), "{text}");
+        }
+    }
 }

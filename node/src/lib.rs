@@ -17,6 +17,7 @@
 //! [`Node`] is the one place where these are put together; [`publish`] turns folders into models
 //! and back; [`rpc`] lets other programs drive the node, and [`cli`] is one of them.
 
+pub mod api;
 pub mod cli;
 pub mod config;
 pub mod engine;

@@ -1,0 +1,496 @@
+//! What the node and its clients tell each other: the JSON of the RPC, and so of `--json`.
+//!
+//! These are the documents of `INTERFACE.md`. Fields are added, never renamed. Sizes are in bytes,
+//! rates in bytes per second, and every field says its unit where that is not enough. Model ids are
+//! written `surf:` and 64 hexadecimal digits, peers as libp2p peer ids.
+
+use serde::{Deserialize, Serialize};
+
+/// The state of a node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Who the node is.
+    pub peer_id: String,
+    /// The version of the program.
+    pub version: String,
+    /// Multiaddresses of the control plane, each ending in `/p2p/…`.
+    pub listen: Vec<String>,
+    /// Where the data plane listens, `IP:PORT`.
+    pub transfer: String,
+    /// Where the RPC is, as a URL. The RPC fills this in; the node does not know it.
+    pub rpc: String,
+    /// The folder that holds everything the node keeps.
+    pub data_dir: String,
+    /// Seconds since the node started.
+    pub uptime_s: u64,
+    /// Connected peers.
+    pub peers: usize,
+    /// What the store holds.
+    pub store: StoreStatus,
+    /// Models whose manifest is here.
+    pub models: usize,
+    /// Models that are ready to run.
+    pub loaded: Vec<LoadedModel>,
+    /// What is being fetched.
+    pub transfers: Vec<TransferStatus>,
+}
+
+/// What the store holds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// Bytes in chunk files of our own.
+    pub used: u64,
+    /// Bytes that `used` may grow to.
+    pub quota: u64,
+    /// Bytes that stay in users' own files.
+    pub referenced: u64,
+    /// Chunks, wherever their bytes are.
+    pub chunks: u64,
+}
+
+/// A model that is ready to run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LoadedModel {
+    /// Its id.
+    pub model: String,
+    /// What computes it: `cpu`, `cuda:0`.
+    pub device: String,
+    /// Bytes of weights that may stay in memory.
+    pub memory: u64,
+    /// Groups that stay in memory from pass to pass.
+    pub resident_groups: usize,
+    /// Groups of the model.
+    pub groups: usize,
+    /// Requests that are being answered.
+    pub active: usize,
+    /// Forward passes so far.
+    pub passes: u64,
+}
+
+/// A model that is being fetched.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TransferStatus {
+    /// Its id.
+    pub model: String,
+    /// Bytes that are here.
+    pub bytes: u64,
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes per second.
+    pub rate: u64,
+    /// Peers that send.
+    pub peers: usize,
+}
+
+/// A model whose manifest is here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// Its id.
+    pub model: String,
+    /// Names it goes by on this node.
+    pub aliases: Vec<String>,
+    /// Files in it.
+    pub files: usize,
+    /// Tensors in it.
+    pub tensors: usize,
+    /// Groups of tensors in it.
+    pub groups: usize,
+    /// Distinct chunks in it.
+    pub chunks: usize,
+    /// Bytes in its files.
+    pub bytes: u64,
+    /// Chunks of it that are here.
+    pub held_chunks: usize,
+    /// Bytes of those.
+    pub held_bytes: u64,
+    /// Whether its chunks are kept whatever the quota.
+    pub pinned: bool,
+    /// Whether all of it is here.
+    pub complete: bool,
+}
+
+/// A model, and what it is made of.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelDetail {
+    /// The same as in the list of models.
+    #[serde(flatten)]
+    pub info: ModelInfo,
+    /// Its files, sorted by path.
+    #[serde(rename = "file_list")]
+    pub files: Vec<FileInfo>,
+    /// Its groups, in the order in which one pass uses them.
+    #[serde(rename = "group_list")]
+    pub groups: Vec<GroupInfo>,
+}
+
+/// A file of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FileInfo {
+    /// Where in the folder, with `/` between parts.
+    pub path: String,
+    /// Bytes in it.
+    pub size: u64,
+    /// SHA-256 of it, in hexadecimal.
+    pub sha256: String,
+}
+
+/// A group of tensors that inference needs together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GroupInfo {
+    /// Which part of the model: `embed`, `decoder block 3`, `head`.
+    pub group: String,
+    /// Tensors in it.
+    pub tensors: usize,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// Bytes of those that are here.
+    pub held_bytes: u64,
+}
+
+/// A peer that the node is connected to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PeerView {
+    /// Who it is.
+    pub peer: String,
+    /// Multiaddresses of its control plane.
+    pub addrs: Vec<String>,
+    /// Addresses of its data plane, `IP:PORT`.
+    pub data_addrs: Vec<String>,
+    /// How it is reached: `local` (this machine), `lan` or `direct`.
+    pub path: String,
+    /// Measured round trip in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Bytes of chunks sent to it.
+    pub sent: u64,
+    /// Bytes of chunks received from it.
+    pub received: u64,
+}
+
+/// What long work answers: progress, any number of times, and then its result.
+///
+/// Over HTTP each is a line of JSON; a failure is a last line `{"event":"error","message","code"}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Step<P, D> {
+    /// How far it is.
+    Progress(P),
+    /// It is done.
+    Done(D),
+}
+
+/// How much of something is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Amount {
+    /// Bytes done.
+    pub bytes: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// What publishing tells.
+pub type PublishEvent = Step<Amount, Published>;
+/// What pulling tells.
+pub type PullEvent = Step<PullProgress, Pulled>;
+/// What exporting tells.
+pub type ExportEvent = Step<Amount, Exported>;
+/// What verifying tells.
+pub type VerifyEvent = Step<VerifyProgress, Verified>;
+
+/// What to publish.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PublishRequest {
+    /// The folder or file, as an absolute path on the node's machine.
+    pub path: String,
+    /// A name for it on this node.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Whether to copy the bytes into the store, rather than to read them where they are.
+    #[serde(default)]
+    pub copy: bool,
+    /// Whether to follow links that leave the folder.
+    #[serde(default)]
+    pub follow_links: bool,
+}
+
+/// A model was published.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Published {
+    /// Its id.
+    pub model: String,
+    /// Its name on this node, if it was given one.
+    pub name: Option<String>,
+    /// Files in it.
+    pub files: usize,
+    /// Tensors in it.
+    pub tensors: usize,
+    /// Groups of tensors in it.
+    pub groups: usize,
+    /// Distinct chunks in it.
+    pub chunks: usize,
+    /// Chunks that the node did not have before.
+    pub new_chunks: usize,
+    /// Bytes in its files.
+    pub bytes: u64,
+    /// Bytes of `new_chunks`.
+    pub new_bytes: u64,
+}
+
+/// How far a pull is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PullProgress {
+    /// Bytes of the model that are here, from before this pull too.
+    pub bytes: u64,
+    /// Bytes of the model.
+    pub total: u64,
+    /// Bytes that came for this pull.
+    pub fetched_bytes: u64,
+    /// Bytes that came in vain: wrong, or already here.
+    pub wasted_bytes: u64,
+    /// Bytes per second, lately.
+    pub rate: u64,
+    /// Peers that send.
+    pub peers: usize,
+    /// Seconds until the end at this rate.
+    pub eta_s: Option<u64>,
+    /// What is going on: `manifest`, `chunks`.
+    pub phase: String,
+    /// What the user should know, such as that nobody who has the rest is reachable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// All of a model is here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pulled {
+    /// Its id.
+    pub model: String,
+    /// Bytes of the model.
+    pub bytes: u64,
+    /// Bytes that came for this pull.
+    pub fetched_bytes: u64,
+    /// Bytes that came in vain: wrong, or already here.
+    pub wasted_bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// Where the bytes came from, most first.
+    pub sources: Vec<PullSource>,
+}
+
+/// Where bytes came from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PullSource {
+    /// The peer, or the URL of the origin.
+    pub peer: String,
+    /// Bytes that came from there.
+    pub bytes: u64,
+    /// How it was reached: `local`, `lan`, `direct` or `origin`.
+    pub path: String,
+}
+
+/// A model's files were written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Exported {
+    /// Its id.
+    pub model: String,
+    /// Files written.
+    pub files: usize,
+    /// Bytes in them.
+    pub bytes: u64,
+}
+
+/// Room was made in the store, or could be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Freed {
+    /// Bytes that were freed.
+    pub freed_bytes: u64,
+}
+
+/// How far a verification is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifyProgress {
+    /// Chunks checked.
+    pub checked: u64,
+    /// Chunks to check.
+    pub total: u64,
+}
+
+/// Chunks were hashed again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Chunks checked.
+    pub checked: u64,
+    /// Chunks whose bytes were not what they should be.
+    pub bad: u64,
+    /// Bad chunks that were fetched again.
+    pub repaired: u64,
+}
+
+/// A model was run and compared with recorded outputs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Checked {
+    /// Its id.
+    pub model: String,
+    /// Numbers compared.
+    pub compared: u64,
+    /// The largest |got − expected|.
+    pub max_abs_err: f64,
+    /// The same as a share of the largest |expected| of the tensor.
+    pub max_rel_err: f64,
+    /// Share of positions whose most likely token is the recorded one. `None`: none was recorded.
+    pub argmax_agree: Option<f64>,
+    /// Share of greedily chosen tokens that are the recorded ones. `None`: none was recorded.
+    pub greedy_agree: Option<f64>,
+    /// Whether `max_rel_err` is within the tolerance.
+    pub pass: bool,
+}
+
+/// Which model, for what needs no more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelRequest {
+    /// A model id, a prefix of one, or an alias.
+    pub model: String,
+}
+
+/// What to export.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportRequest {
+    /// A model id, a prefix of one, or an alias.
+    pub model: String,
+    /// The folder to write to, as an absolute path on the node's machine.
+    pub dir: String,
+}
+
+/// What to verify.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifyRequest {
+    /// A model, or everything.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Whether to fetch bad chunks again.
+    #[serde(default)]
+    pub repair: bool,
+}
+
+/// How a check is made; the body of the request is the safetensors file of recorded outputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckRequest {
+    /// A model id, a prefix of one, or an alias.
+    pub model: String,
+    /// The largest `max_rel_err` that passes.
+    #[serde(default = "tolerance_default")]
+    pub tolerance: f64,
+}
+
+/// The largest relative error that passes a check, unless told otherwise.
+pub const TOLERANCE_DEFAULT: f64 = 1e-3;
+
+fn tolerance_default() -> f64 {
+    TOLERANCE_DEFAULT
+}
+
+/// How a generation went: the `surf` object of a final chunk or whole answer of `/v1/…`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GenerationStats {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens that were generated.
+    pub completion_tokens: usize,
+    /// Milliseconds from the request to the first token.
+    pub ttft_ms: f64,
+    /// Tokens per second after the first.
+    pub tokens_per_s: f64,
+    /// What of the weights was in memory.
+    pub cache: CacheStats,
+}
+
+/// What of a model's weights was in memory when it was needed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CacheStats {
+    /// Forward passes.
+    pub passes: u64,
+    /// Times a group was in memory when a pass needed it.
+    pub hits: u64,
+    /// Times it had to be read or fetched.
+    pub misses: u64,
+    /// The same, for each group in the order of a pass.
+    pub per_group: Vec<GroupCache>,
+    /// Bytes of weights that stay in memory.
+    pub resident_bytes: u64,
+}
+
+/// The same for one group.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GroupCache {
+    /// Which part of the model.
+    pub group: String,
+    /// Times it was in memory when a pass needed it.
+    pub hits: u64,
+    /// Times it had to be read or fetched.
+    pub misses: u64,
+    /// Bytes in it.
+    pub bytes: u64,
+}
+
+/// An error, as OpenAI's API writes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    /// One sentence that names the thing.
+    pub message: String,
+    /// The kind, in OpenAI's words: `invalid_request_error`, `server_error`, …
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The parameter at fault, if it is one.
+    #[serde(default)]
+    pub param: Option<String>,
+    /// The kind, for programs: `not_found`, `invalid`, `busy`, `failed`, …
+    #[serde(default)]
+    pub code: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn pull_events_are_as_documented() {
+        let done = PullEvent::Done(Pulled {
+            model: "surf:00".into(),
+            bytes: 3,
+            fetched_bytes: 2,
+            wasted_bytes: 1,
+            seconds: 0.5,
+            sources: vec![PullSource { peer: "P".into(), bytes: 2, path: "lan".into() }],
+        });
+        let text = json!({
+            "event": "done", "model": "surf:00", "bytes": 3, "fetched_bytes": 2, "wasted_bytes": 1,
+            "seconds": 0.5, "sources": [{"peer": "P", "bytes": 2, "path": "lan"}],
+        });
+        assert_eq!(serde_json::to_value(&done).unwrap(), text);
+        assert_eq!(serde_json::from_value::<PullEvent>(text).unwrap(), done);
+        let progress = serde_json::to_value(PullEvent::Progress(PullProgress::default())).unwrap();
+        assert_eq!(progress["event"], "progress");
+        assert!(progress.get("note").is_none());
+    }
+
+    #[test]
+    fn a_detail_is_the_list_entry_and_more() {
+        let detail = ModelDetail {
+            info: ModelInfo { model: "surf:00".into(), files: 1, ..ModelInfo::default() },
+            files: vec![FileInfo { path: "config.json".into(), size: 2, sha256: "e3".into() }],
+            groups: Vec::new(),
+        };
+        let text = serde_json::to_value(&detail).unwrap();
+        assert_eq!(text["files"], 1);
+        assert_eq!(text["file_list"][0]["path"], "config.json");
+        assert_eq!(serde_json::from_value::<ModelDetail>(text).unwrap(), detail);
+    }
+}

@@ -1,0 +1,36 @@
+//! What the parts of the node log goes to stderr, as text or as JSON.
+
+use tracing_subscriber::EnvFilter;
+
+use super::{Globals, settings::LogFormat};
+
+/// For commands that run a node.
+pub(crate) fn for_node(globals: &Globals, format: LogFormat) {
+    let level = match (globals.quiet, globals.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn,surf_node=info",
+        (false, 1) => "info,surf_node=debug",
+        (false, _) => "debug,surf_node=trace",
+    };
+    start(level, format);
+}
+
+/// For commands that talk to one: nothing, unless more is wanted.
+pub(crate) fn for_commands(globals: &Globals) {
+    match globals.verbose {
+        0 => {}
+        1 => start("warn,surf_node=debug", LogFormat::Text),
+        _ => start("debug,surf_node=trace", LogFormat::Text),
+    }
+}
+
+/// `RUST_LOG`, where it is set, says it better than we do.
+fn start(level: &str, format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second log is refused; the first, of whoever runs us, is as good.
+    let _ = match format {
+        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+}

@@ -1,0 +1,250 @@
+//! What `join` can be told, in layers: flag over environment over `config.toml` over default.
+//!
+//! [`Settings`] is one layer. Clap puts flags over the environment; [`Settings::or`] puts the result
+//! over the file; [`Settings::resolve`] fills in defaults and gives the node's configuration.
+
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, ValueEnum, builder::BoolishValueParser};
+use serde::Deserialize;
+use url::Url;
+
+use super::{RPC_DEFAULT, error::CliError};
+use crate::config::{self, Config, Device, Precision, Size};
+
+/// The file, in the data folder.
+const FILE: &str = "config.toml";
+
+/// Where the control plane listens.
+const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8470);
+/// Where the data plane listens.
+const TRANSFER_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8472);
+/// Half of the free disk for chunks, half of the memory for weights: a guest's share.
+const SHARE_DEFAULT: Size = Size::Share(5000);
+
+/// One layer of what `join` can be told.
+#[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// Where to listen for other nodes: the control plane, QUIC and TCP [default: 0.0.0.0:8470]
+    #[arg(long, env = "SURF_LISTEN", value_name = "IP:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where to listen for other nodes: the data plane, QUIC [default: 0.0.0.0:8472]
+    #[arg(long, env = "SURF_TRANSFER", value_name = "IP:PORT")]
+    pub(crate) transfer: Option<SocketAddr>,
+    /// Where to listen for clients. The flag and the variable belong to all commands.
+    #[arg(skip)]
+    pub(crate) rpc: Option<String>,
+    /// Node to join through: a multiaddress that ends in /p2p/PEER. May be given many times
+    #[arg(long, env = "SURF_BOOTSTRAP", value_name = "MULTIADDR", value_delimiter = ',', value_parser = multiaddr)]
+    pub(crate) bootstrap: Vec<String>,
+    /// Disk that chunks may take, such as 100GB or 25% of what is free [default: 50%]
+    #[arg(long, env = "SURF_CACHE_SIZE", value_name = "SIZE")]
+    pub(crate) cache_size: Option<Size>,
+    /// Memory that weights may take while running, such as 8GiB or 25% of all [default: 50%]
+    #[arg(long, env = "SURF_MEMORY", value_name = "SIZE")]
+    pub(crate) memory: Option<Size>,
+    /// What computes: auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, env = "SURF_DEVICE", value_name = "DEVICE")]
+    pub(crate) device: Option<Device>,
+    /// In what precision: auto, f32, bf16 or f16 [default: auto]
+    #[arg(long, env = "SURF_DTYPE", value_name = "DTYPE")]
+    pub(crate) dtype: Option<Precision>,
+    /// Do not look for nodes of the same network by multicast DNS
+    #[arg(
+        long,
+        env = "SURF_NO_MDNS",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    pub(crate) no_mdns: Option<bool>,
+    /// Folder, bucket or web server to ask for chunks that no peer has. May be given many times
+    #[arg(long, env = "SURF_ORIGIN", value_name = "URL", value_delimiter = ',', value_parser = origin)]
+    pub(crate) origin: Vec<String>,
+    /// File with the token that clients must present. The flag and the variable belong to all commands.
+    #[arg(skip)]
+    pub(crate) rpc_token: Option<PathBuf>,
+    /// How to log to stderr [default: text]
+    #[arg(long, env = "SURF_LOG", value_name = "FORMAT", value_enum)]
+    pub(crate) log: Option<LogFormat>,
+}
+
+/// How to log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+/// How much there is of what sizes are shares of. `None`: the system does not tell.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Machine {
+    pub(crate) memory: Option<u64>,
+    /// What is free, and what the node's chunks take already: else each start would leave less.
+    pub(crate) disk: Option<u64>,
+}
+
+impl Settings {
+    /// What `config.toml` in `data_dir` says; nothing if it is not there.
+    pub(crate) fn read(data_dir: &Path) -> Result<Self, CliError> {
+        let path = data_dir.join(FILE);
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let settings = Self::parse(&text)
+                    .map_err(|error| CliError::usage(format!("{}{error}", path.display())))?;
+                // A relative path in the file is meant from where the file is.
+                let rpc_token = settings.rpc_token.map(|file| data_dir.join(file));
+                Ok(Self { rpc_token, ..settings })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(CliError::failed(format!("{} cannot be read: {error}", path.display()))),
+        }
+    }
+
+    /// The error continues the name of the file: `, line 3: …`.
+    fn parse(text: &str) -> Result<Self, String> {
+        let settings: Self = toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start));
+            let line = before.map(|before| format!(", line {}", before.matches('\n').count() + 1));
+            format!(
+                "{}: {}",
+                line.unwrap_or_default(),
+                error.message().replace("unknown field", "unknown key")
+            )
+        })?;
+        for (key, values, check) in [
+            ("bootstrap", &settings.bootstrap, multiaddr as fn(&str) -> Result<String, String>),
+            ("origin", &settings.origin, origin),
+        ] {
+            values
+                .iter()
+                .try_for_each(|value| check(value).map(drop))
+                .map_err(|error| format!(": {key}: {error}"))?;
+        }
+        Ok(settings)
+    }
+
+    /// These settings, and where they say nothing, those of `below`.
+    pub(crate) fn or(self, below: Self) -> Self {
+        let list = |above: Vec<String>, below| if above.is_empty() { below } else { above };
+        Self {
+            listen: self.listen.or(below.listen),
+            transfer: self.transfer.or(below.transfer),
+            rpc: self.rpc.or(below.rpc),
+            bootstrap: list(self.bootstrap, below.bootstrap),
+            cache_size: self.cache_size.or(below.cache_size),
+            memory: self.memory.or(below.memory),
+            device: self.device.or(below.device),
+            dtype: self.dtype.or(below.dtype),
+            no_mdns: self.no_mdns.or(below.no_mdns),
+            origin: list(self.origin, below.origin),
+            rpc_token: self.rpc_token.or(below.rpc_token),
+            log: self.log.or(below.log),
+        }
+    }
+
+    /// The configuration of a node in `data_dir` on a machine like `machine`.
+    pub(crate) fn resolve(self, data_dir: PathBuf, machine: Machine) -> Result<Config, CliError> {
+        let quota = bytes("cache-size", self.cache_size, "disk is free", machine.disk)?;
+        let memory = bytes("memory", self.memory, "memory there is", machine.memory)?;
+        let token = self.rpc_token.as_deref().map(read_token).transpose()?;
+        let origins = self.origin.iter().map(|url| parse_origin(url).map_err(CliError::usage));
+        Ok(Config {
+            store: config::Store { dir: store_dir(&data_dir), quota },
+            swarm: config::Swarm {
+                listen: self.listen.unwrap_or(LISTEN_DEFAULT),
+                bootstrap: self.bootstrap,
+                mdns: !self.no_mdns.unwrap_or(false),
+            },
+            transfer: config::Transfer { listen: self.transfer.unwrap_or(TRANSFER_DEFAULT) },
+            fetch: config::Fetch { origins: origins.collect::<Result<_, _>>()?, ..config::Fetch::default() },
+            engine: config::Engine {
+                memory,
+                device: self.device.unwrap_or(Device::Auto),
+                dtype: self.dtype.unwrap_or(Precision::Auto),
+            },
+            rpc: config::Rpc { listen: rpc_addr(self.rpc.as_deref().unwrap_or(RPC_DEFAULT))?, token },
+            data_dir,
+        })
+    }
+}
+
+/// Where in its folder a node keeps its chunks and their index.
+pub(crate) fn store_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("store")
+}
+
+/// The folder of a node that was told `said`: that, else `$SURF_HOME`, else the platform's.
+pub(crate) fn data_dir(said: Option<&Path>) -> Result<PathBuf, CliError> {
+    let home = || std::env::var_os("SURF_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    let platform = || dirs::data_dir().map(|dir| dir.join("surf-node"));
+    let dir = said.map(Path::to_owned).or_else(home).or_else(platform).ok_or_else(|| {
+        CliError::usage("this system names no folder for data").hint("say where to keep it with --data-dir")
+    })?;
+    std::path::absolute(&dir).map_err(|error| CliError::usage(format!("{}: {error}", dir.display())))
+}
+
+/// The token in `file`, without the white space around it.
+pub(crate) fn read_token(file: &Path) -> Result<String, CliError> {
+    let text = fs::read_to_string(file).map_err(|error| {
+        CliError::failed(format!("the token file {} cannot be read: {error}", file.display()))
+    })?;
+    let token = text.trim();
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let message = format!("the token file {} must hold one word of ASCII characters", file.display());
+        return Err(CliError::usage(message));
+    }
+    Ok(token.to_owned())
+}
+
+/// `IP:PORT`, or the URL by which clients call the same place.
+fn rpc_addr(text: &str) -> Result<SocketAddr, CliError> {
+    let addr = text.strip_prefix("http://").unwrap_or(text);
+    addr.strip_suffix('/').unwrap_or(addr).parse().map_err(|_| {
+        CliError::usage(format!("{text:?} is no place for the RPC"))
+            .hint("write IP:PORT, such as 127.0.0.1:8471")
+    })
+}
+
+fn bytes(key: &str, said: Option<Size>, of_what: &str, whole: Option<u64>) -> Result<u64, CliError> {
+    match (said.unwrap_or(SHARE_DEFAULT), whole) {
+        (Size::Bytes(bytes), _) => Ok(bytes),
+        (share, Some(whole)) => Ok(share.of(whole)),
+        (share, None) => Err(CliError::usage(format!(
+            "{key} is {share}, but this system does not tell how much {of_what}"
+        ))
+        .hint(format!("say it in bytes: --{key} 8GiB"))),
+    }
+}
+
+/// Only its outline: the swarm reads it.
+fn multiaddr(text: &str) -> Result<String, String> {
+    match text.rsplit_once("/p2p/") {
+        Some((addr, peer)) if addr.starts_with('/') && !peer.is_empty() && !peer.contains('/') => {
+            Ok(text.to_owned())
+        }
+        _ => Err(format!(
+            "{text:?} is not a multiaddress that ends in /p2p/PEER, such as a running node prints"
+        )),
+    }
+}
+
+fn origin(text: &str) -> Result<String, String> {
+    parse_origin(text).map(|_| text.to_owned())
+}
+
+fn parse_origin(text: &str) -> Result<Url, String> {
+    Url::parse(text).map_err(|_| format!("{text:?} is not a URL such as https://… or file:///…"))
+}

@@ -1,0 +1,131 @@
+//! What handlers take from a request: bounded in size and in time, and refused in our own words.
+
+use std::time::Duration;
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+    http::{StatusCode, header, request::Parts},
+};
+use bytes::BytesMut;
+use futures::StreamExt;
+use serde::de::DeserializeOwned;
+
+use super::error::{ApiError, code};
+
+/// Bytes in a body of JSON. A prompt as long as any context is far below this.
+pub(super) const JSON_SIZE_MAX: usize = 1024 * 1024;
+
+/// How long a body may make no progress.
+const STALL: Duration = Duration::from_secs(30);
+
+/// A body of JSON. An empty one counts as `{}`. The content type does not matter.
+#[derive(Debug)]
+pub(super) struct Json<T>(pub(super) T);
+
+/// The rest of the path, percent-decoded.
+#[derive(Debug)]
+pub(super) struct Tail(pub(super) String);
+
+/// The query, parsed.
+#[derive(Debug)]
+pub(super) struct Params<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Sync> FromRequest<S> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let bytes = read(request, JSON_SIZE_MAX).await?;
+        parse(&bytes).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Tail {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        path.map(|Path(tail)| Self(tail)).map_err(|error| ApiError::invalid(error.body_text()))
+    }
+}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let query = Query::<T>::from_request_parts(parts, state).await;
+        query.map(|Query(params)| Self(params)).map_err(|error| ApiError::invalid(error.body_text()))
+    }
+}
+
+/// The body of `request`, if it has no more than `size_max` bytes and keeps coming.
+pub(super) async fn read(request: Request, size_max: usize) -> Result<Bytes, ApiError> {
+    let said =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if said.is_some_and(|said: u64| u64::try_from(size_max).is_ok_and(|max| max < said)) {
+        return Err(too_large(size_max));
+    }
+    collect(request.into_body(), size_max).await
+}
+
+async fn collect(body: Body, size_max: usize) -> Result<Bytes, ApiError> {
+    let mut pieces = body.into_data_stream();
+    let mut bytes = BytesMut::new();
+    loop {
+        let piece = tokio::time::timeout(STALL, pieces.next()).await.map_err(|_| {
+            let message = format!("the body made no progress for {} s", STALL.as_secs());
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, code::TIMEOUT, message)
+        })?;
+        match piece {
+            Some(Ok(piece)) if size_max - bytes.len() < piece.len() => return Err(too_large(size_max)),
+            Some(Ok(piece)) => bytes.extend_from_slice(&piece),
+            Some(Err(_)) => return Err(ApiError::invalid("the body broke off")),
+            None => return Ok(bytes.freeze()),
+        }
+    }
+}
+
+fn too_large(size_max: usize) -> ApiError {
+    let message = format!("the body is larger than {size_max} bytes");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, code::TOO_LARGE, message)
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let bytes = if bytes.is_empty() { b"{}" } else { bytes };
+    serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::invalid(format!("the body is not as expected: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(body: impl Into<Body>) -> Request {
+        Request::builder().body(body.into()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_body_is_bounded_whether_or_not_it_says_its_size() {
+        assert_eq!(read(request("12345"), 5).await.unwrap(), "12345");
+        let pieces = || futures::stream::iter(["123", "456"].map(Ok::<_, std::io::Error>));
+        assert_eq!(read(request(Body::from_stream(pieces())), 6).await.unwrap(), "123456");
+        let error = read(request(Body::from_stream(pieces())), 5).await.unwrap_err();
+        assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
+        let mut lie = request("1");
+        lie.headers_mut().insert(header::CONTENT_LENGTH, "9999999".parse().unwrap());
+        assert_eq!(read(lie, 5).await.unwrap_err().status, StatusCode::PAYLOAD_TOO_LARGE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stalls_is_given_up() {
+        let never = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+        assert_eq!(read(request(never), 5).await.unwrap_err().status, StatusCode::REQUEST_TIMEOUT);
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused_with_its_place() {
+        let error = parse::<crate::api::PublishRequest>(b"").unwrap_err();
+        assert!(error.message.contains("missing field `path`"), "{}", error.message);
+        assert!(parse::<serde_json::Value>(&b"[".repeat(100_000)).is_err());
+    }
+}

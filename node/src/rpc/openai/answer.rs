@@ -1,0 +1,251 @@
+//! What the engine tells, as OpenAI's API writes it: chunks of a stream, or one whole answer.
+//!
+//! Pure: the id, the time and the numbers come in as values.
+
+use serde_json::{Value, json};
+
+use crate::{api::GenerationStats, engine::FinishReason};
+
+/// Which of the two APIs an answer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// `/v1/completions`
+    Text,
+    /// `/v1/chat/completions`
+    Chat,
+}
+
+/// What all chunks of an answer have in common.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) shape: Shape,
+    pub(super) id: String,
+    /// Seconds since 1970.
+    pub(super) created: u64,
+    /// The model, as the client called it.
+    pub(super) model: String,
+    /// Whether likely tokens were asked for.
+    pub(super) logprobs: bool,
+    /// Whether a stream ends with the number of tokens.
+    pub(super) include_usage: bool,
+}
+
+/// Text that was added to a choice, and the tokens that it comes from, as far as their probabilities
+/// were asked for. The text of several tokens may come with the last of them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Piece {
+    pub(super) text: String,
+    pub(super) tokens: Vec<Scored>,
+}
+
+/// A token and how likely it was.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Scored {
+    pub(super) text: String,
+    /// `None` for the first token of a prompt, which follows nothing.
+    pub(super) logprob: Option<f32>,
+    pub(super) top: Vec<(String, f32)>,
+}
+
+/// One of the answers to a request, as far as it has come.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Choice {
+    index: usize,
+    /// Characters so far.
+    length: usize,
+    started: bool,
+    /// What was pushed, for an answer that is given whole.
+    text: String,
+    tokens: Vec<(usize, Scored)>,
+    finish: Option<FinishReason>,
+}
+
+/// Tokens in and out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub(super) prompt_tokens: usize,
+    pub(super) completion_tokens: usize,
+}
+
+impl Choice {
+    pub(super) fn new(index: usize) -> Self {
+        Self { index, ..Self::default() }
+    }
+
+    /// Adds a piece, for an answer that is given whole.
+    pub(super) fn push(&mut self, piece: Piece) {
+        let (text, tokens) = self.place(piece);
+        self.text.push_str(&text);
+        self.tokens.extend(tokens);
+    }
+
+    /// Ends an answer that is given whole.
+    pub(super) fn end(&mut self, reason: FinishReason) {
+        self.finish = Some(reason);
+    }
+
+    /// The text of `piece`, and its tokens with the number of characters before each.
+    fn place(&mut self, piece: Piece) -> (String, Vec<(usize, Scored)>) {
+        let mut offset = self.length;
+        let tokens = piece.tokens.into_iter().map(|token| {
+            let at = offset;
+            offset += token.text.chars().count();
+            (at, token)
+        });
+        let tokens = tokens.collect();
+        self.length += piece.text.chars().count();
+        (piece.text, tokens)
+    }
+}
+
+impl Head {
+    /// The chunk for what was added to `choice`, unless it would say nothing.
+    pub(super) fn chunk(&self, choice: &mut Choice, piece: Piece) -> Option<Value> {
+        // A token may be only the first half of a character.
+        if piece.text.is_empty() && piece.tokens.is_empty() {
+            return None;
+        }
+        Some(self.next(choice, piece, None))
+    }
+
+    /// The chunk that ends `choice`, with the last that was added to it.
+    pub(super) fn finish(
+        &self,
+        choice: &mut Choice,
+        piece: Piece,
+        reason: FinishReason,
+        stats: &GenerationStats,
+    ) -> Value {
+        let mut chunk = self.next(choice, piece, Some(reason));
+        chunk["surf"] = json!(stats);
+        chunk
+    }
+
+    /// The chunk that ends a stream whose client asked for the number of tokens.
+    pub(super) fn usage(&self, usage: Usage) -> Value {
+        let mut chunk = self.envelope(self.chunk_object(), json!([]));
+        chunk["usage"] = usage.value();
+        chunk
+    }
+
+    /// The whole answer.
+    pub(super) fn whole(&self, choices: Vec<Choice>, usage: Usage, stats: Option<&GenerationStats>) -> Value {
+        let choices: Vec<Value> = choices.into_iter().map(|choice| self.whole_choice(choice)).collect();
+        let object = match self.shape {
+            Shape::Text => "text_completion",
+            Shape::Chat => "chat.completion",
+        };
+        let mut answer = self.envelope(object, json!(choices));
+        answer["usage"] = usage.value();
+        if let Some(stats) = stats {
+            answer["surf"] = json!(stats);
+        }
+        answer
+    }
+
+    fn whole_choice(&self, choice: Choice) -> Value {
+        let logprobs = self.logprobs_of(&choice.tokens);
+        let finish = choice.finish.map(finish_reason);
+        match self.shape {
+            Shape::Text => {
+                json!({"index": choice.index, "text": choice.text, "logprobs": logprobs, "finish_reason": finish})
+            }
+            Shape::Chat => json!({
+                "index": choice.index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": null},
+                "logprobs": logprobs,
+                "finish_reason": finish,
+            }),
+        }
+    }
+
+    fn next(&self, choice: &mut Choice, piece: Piece, finish: Option<FinishReason>) -> Value {
+        let (text, tokens) = choice.place(piece);
+        let logprobs = if tokens.is_empty() { Value::Null } else { self.logprobs_of(&tokens) };
+        let finish = finish.map(finish_reason);
+        let first = !std::mem::replace(&mut choice.started, true);
+        let index = choice.index;
+        let choice = match self.shape {
+            Shape::Text => {
+                json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish})
+            }
+            Shape::Chat => {
+                let mut delta = json!({});
+                if first {
+                    delta["role"] = json!("assistant");
+                }
+                if !text.is_empty() {
+                    delta["content"] = json!(text);
+                }
+                json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish})
+            }
+        };
+        let mut chunk = self.envelope(self.chunk_object(), json!([choice]));
+        if self.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+
+    fn chunk_object(&self) -> &'static str {
+        match self.shape {
+            Shape::Text => "text_completion",
+            Shape::Chat => "chat.completion.chunk",
+        }
+    }
+
+    fn envelope(&self, object: &str, choices: Value) -> Value {
+        json!({
+            "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,
+        })
+    }
+
+    fn logprobs_of(&self, tokens: &[(usize, Scored)]) -> Value {
+        match (self.logprobs, self.shape) {
+            (false, _) => Value::Null,
+            (true, Shape::Text) => text_logprobs(tokens),
+            (true, Shape::Chat) => chat_logprobs(tokens),
+        }
+    }
+}
+
+impl Usage {
+    fn value(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        })
+    }
+}
+
+fn text_logprobs(tokens: &[(usize, Scored)]) -> Value {
+    let top = |token: &Scored| -> Value {
+        if token.logprob.is_none() { Value::Null } else { token.top.iter().cloned().collect() }
+    };
+    let each =
+        |value: &dyn Fn(&Scored) -> Value| tokens.iter().map(|(_, token)| value(token)).collect::<Vec<_>>();
+    json!({
+        "tokens": each(&|token| json!(token.text)),
+        "token_logprobs": each(&|token| json!(token.logprob)),
+        "top_logprobs": each(&top),
+        "text_offset": tokens.iter().map(|(offset, _)| offset).collect::<Vec<_>>(),
+    })
+}
+
+fn chat_logprobs(tokens: &[(usize, Scored)]) -> Value {
+    let entry = |text: &str, logprob: Option<f32>| json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()});
+    let content = tokens.iter().map(|(_, token)| {
+        let mut value = entry(&token.text, token.logprob);
+        value["top_logprobs"] = token.top.iter().map(|(text, logprob)| entry(text, Some(*logprob))).collect();
+        value
+    });
+    json!({"content": content.collect::<Vec<_>>(), "refusal": null})
+}
+
+fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    }
+}

@@ -1,0 +1,140 @@
+//! The routes under `/surf/v1`: what the commands of this program use. Thin: each says what to hand
+//! to the node, and how its answer is written.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Request, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    App,
+    error::{ApiError, code},
+    extract::{self, Params, Tail},
+    lines,
+};
+use crate::{
+    api::{
+        CheckRequest, Checked, ExportRequest, Freed, ModelDetail, ModelInfo, ModelRequest, PeerView,
+        PublishRequest, Status, VerifyRequest,
+    },
+    journal,
+};
+
+/// Bytes in a file of recorded outputs. Those of a few prompts of any model are far below this.
+const EXPECTED_SIZE_MAX: usize = 512 * 1024 * 1024;
+
+/// `GET /surf/v1/status`
+pub(super) async fn status(State(app): State<App>) -> Json<Status> {
+    let mut status = app.node.status().await;
+    status.rpc.clone_from(&app.url);
+    Json(status)
+}
+
+/// `GET /surf/v1/peers`
+pub(super) async fn peers(State(app): State<App>) -> Json<Vec<PeerView>> {
+    Json(app.node.peers().await)
+}
+
+/// `GET /surf/v1/models`
+pub(super) async fn models(State(app): State<App>) -> Json<Vec<ModelInfo>> {
+    Json(app.node.models())
+}
+
+/// `GET /surf/v1/models/{id}`
+pub(super) async fn model(State(app): State<App>, Tail(name): Tail) -> Result<Json<ModelDetail>, ApiError> {
+    Ok(Json(app.node.model(&name).await?))
+}
+
+/// `GET /surf/v1/events`
+pub(super) async fn events(State(app): State<App>) -> Json<Vec<journal::Entry>> {
+    Json(app.node.journal().entries())
+}
+
+/// `POST /surf/v1/publish`
+pub(super) async fn publish(State(app): State<App>, body: extract::Json<PublishRequest>) -> Response {
+    lines::answer(|progress| async move { app.node.publish(body.0, progress).await })
+}
+
+/// `POST /surf/v1/pull`
+pub(super) async fn pull(State(app): State<App>, body: extract::Json<ModelRequest>) -> Response {
+    lines::answer(|progress| async move { app.node.pull(&body.0.model, progress).await })
+}
+
+/// `POST /surf/v1/export`
+pub(super) async fn export(State(app): State<App>, body: extract::Json<ExportRequest>) -> Response {
+    lines::answer(
+        |progress| async move { app.node.export(&body.0.model, body.0.dir.as_ref(), progress).await },
+    )
+}
+
+/// `POST /surf/v1/verify`
+pub(super) async fn verify(State(app): State<App>, body: extract::Json<VerifyRequest>) -> Response {
+    let VerifyRequest { model, repair } = body.0;
+    lines::answer(move |progress| async move { app.node.verify(model.as_deref(), repair, progress).await })
+}
+
+/// `POST /surf/v1/pin`
+pub(super) async fn pin(
+    State(app): State<App>,
+    body: extract::Json<ModelRequest>,
+) -> Result<Json<Freed>, ApiError> {
+    app.node.pin(&body.0.model).await?;
+    Ok(Json(Freed::default()))
+}
+
+/// `POST /surf/v1/unpin`
+pub(super) async fn unpin(
+    State(app): State<App>,
+    body: extract::Json<ModelRequest>,
+) -> Result<Json<Freed>, ApiError> {
+    app.node.unpin(&body.0.model).await?;
+    Ok(Json(Freed::default()))
+}
+
+/// `POST /surf/v1/rm`
+pub(super) async fn rm(
+    State(app): State<App>,
+    body: extract::Json<ModelRequest>,
+) -> Result<Json<Freed>, ApiError> {
+    Ok(Json(app.node.remove(&body.0.model).await?))
+}
+
+/// `POST /surf/v1/gc`
+pub(super) async fn gc(State(app): State<App>) -> Result<Json<Freed>, ApiError> {
+    Ok(Json(app.node.gc().await?))
+}
+
+/// `POST /surf/v1/check?model=…&tolerance=…`, with the file of recorded outputs as the body.
+pub(super) async fn check(
+    State(app): State<App>,
+    Params(query): Params<CheckRequest>,
+    request: Request,
+) -> Result<Json<Checked>, ApiError> {
+    if !(0.0..).contains(&query.tolerance) {
+        return Err(ApiError::param("tolerance", "tolerance is a number from 0"));
+    }
+    // One such body at a time: each may be large.
+    let place = Arc::clone(&app.large).try_acquire_owned();
+    let _place = place.map_err(|_| {
+        ApiError::new(StatusCode::TOO_MANY_REQUESTS, code::BUSY, "another check is running; try again later")
+    })?;
+    let expected = extract::read(request, EXPECTED_SIZE_MAX).await?;
+    Ok(Json(app.node.check(&query.model, expected, query.tolerance).await?))
+}
+
+/// `GET /healthz`: the node is there.
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz`: the node can serve.
+pub(super) async fn readyz(State(app): State<App>) -> Response {
+    match app.node.ready().await {
+        Ok(()) => "ok\n".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
