@@ -1,1 +1,176 @@
-//! x
+//! Real nodes on loopback, for tests that need the real DHT, the real QUIC and the real program.
+//!
+//! [`Process`] is the program, started as a user would; [`start`] is a node inside the test, for tests
+//! that look at what a user cannot see. Both keep their data in a folder that goes with them.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::OnceLock,
+};
+
+use serde_json::Value;
+use surf_node::{Config, Node, config};
+use tempfile::TempDir;
+
+/// The models with recorded outputs, and what is tested with them.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models").join(name)
+}
+
+/// The model that the program comes with.
+pub fn tiny_surfer() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/assets/tiny-surfer")
+}
+
+/// A node inside the test.
+pub struct TestNode {
+    /// The node.
+    pub node: Node,
+    /// Its data folder.
+    pub dir: TempDir,
+}
+
+/// Settings of a node that listens on loopback, on ports of the system's choice.
+pub fn config(dir: &Path, bootstrap: &[String], memory: u64) -> Config {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    Config {
+        data_dir: dir.to_owned(),
+        store: config::Store { dir: dir.join("store"), quota: 64 << 30 },
+        swarm: config::Swarm { listen: any, bootstrap: bootstrap.to_vec(), mdns: false },
+        transfer: config::Transfer { listen: any },
+        fetch: config::Fetch::default(),
+        engine: config::Engine { memory, device: config::Device::Cpu, dtype: config::Precision::F32 },
+        rpc: config::Rpc { listen: any, token: None },
+    }
+}
+
+/// Starts a node that joins through `bootstrap` and may keep `memory` bytes of weights in memory.
+pub async fn start(bootstrap: &[String], memory: u64) -> TestNode {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let node = Node::start(config(dir.path(), bootstrap, memory)).await.expect("the node starts");
+    TestNode { node, dir }
+}
+
+/// The program as a node of its own. Killed when dropped.
+pub struct Process {
+    child: Child,
+    /// What it said when it was ready.
+    pub ready: Value,
+    dir: PathBuf,
+    /// Goes with the process, if the folder is to go.
+    temporary: Option<TempDir>,
+}
+
+impl Process {
+    /// Starts `surf-node join` in a new folder and waits until it is ready.
+    pub fn join(bootstrap: &[&str], extra: &[&str]) -> Self {
+        let temporary = tempfile::tempdir().expect("a temporary directory");
+        let mut process = Self::join_in(temporary.path(), bootstrap, extra);
+        process.temporary = Some(temporary);
+        process
+    }
+
+    /// The same in a folder that stays.
+    pub fn join_in(dir: &Path, bootstrap: &[&str], extra: &[&str]) -> Self {
+        let mut command = Command::new(program());
+        command.args(["--json", "join", "--no-mdns", "--data-dir"]).arg(dir);
+        for listen in ["--listen", "--transfer", "--rpc"] {
+            command.args([listen, "127.0.0.1:0"]);
+        }
+        for addr in bootstrap {
+            command.args(["--bootstrap", addr]);
+        }
+        command.args(extra).env_remove("SURF_RPC").env_remove("SURF_HOME");
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("surf-node starts");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).expect("surf-node says something");
+        let ready: Value = serde_json::from_str(&line).expect("surf-node says that it is ready");
+        assert_eq!(ready["event"], "ready");
+        Self { child, ready, dir: dir.to_owned(), temporary: None }
+    }
+
+    /// Where others join through this node.
+    pub fn addr(&self) -> &str {
+        let listen = self.ready["listen"].as_array().expect("a list");
+        listen.iter().find_map(|addr| addr.as_str()).expect("an address")
+    }
+
+    /// Where its RPC is.
+    pub fn rpc(&self) -> &str {
+        self.ready["rpc"].as_str().expect("a URL")
+    }
+
+    /// Its data folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Runs another command of the program against this node.
+    pub fn run(&self, args: &[&str]) -> Output {
+        Command::new(program())
+            .args(["--json", "--rpc", self.rpc()])
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .expect("surf-node runs")
+    }
+
+    /// The same, which must succeed. Returns the last line of its output.
+    pub fn done(&self, args: &[&str]) -> Value {
+        self.lines(args).pop().expect("surf-node says something")
+    }
+
+    /// The same, with all lines of its output.
+    pub fn lines(&self, args: &[&str]) -> Vec<Value> {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    /// Kills it as `kill -9` does.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the process can be killed");
+        self.child.wait().expect("the process ends");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// The text of a generation.
+pub fn text(lines: &[Value]) -> String {
+    lines.iter().filter(|line| line["event"] == "token").filter_map(|line| line["text"].as_str()).collect()
+}
+
+/// The program, built like this test was.
+pub fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let test = std::env::current_exe().expect("a test has a path");
+        let profile_dir = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/test");
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--package", "surf-node", "--bin", "surf-node"]);
+        if profile_dir.ends_with("release") {
+            build.arg("--release");
+        }
+        build.current_dir(env!("CARGO_MANIFEST_DIR"));
+        build.arg("--target-dir").arg(profile_dir.parent().expect("target"));
+        assert!(build.status().expect("cargo runs").success(), "surf-node builds");
+        profile_dir.join("surf-node")
+    })
+}

@@ -115,7 +115,8 @@ async fn pulled_beside(manners: &[Manner]) -> (u64, u64) {
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     let node = start(seed.node.listen(), 0).await;
-    let pull = node.node.pull(&model.to_string(), mpsc::channel(1).0);
+    let model = model.to_string();
+    let pull = node.node.pull(&model, mpsc::channel(1).0);
     let pulled = tokio::time::timeout(Duration::from_secs(100), pull).await.expect("no hang").unwrap();
     assert_eq!(pulled.fetched_bytes, pulled.bytes);
     let seed_id = seed.node.peer_id();

@@ -44,13 +44,13 @@ async fn check(node: &Node, model: &str, folder: &std::path::Path) -> Checked {
 
 async fn generate(node: &Node, model: &str, tokens: usize) -> surf_node::api::CacheStats {
     let prompt = Prompt::Text("Once upon a time there was a seal".to_owned());
-    let request = Request { prompt, max_tokens: tokens, ..Request::default() };
+    let request = Request { max_tokens: Some(tokens), ..Request::new(prompt) };
     let mut generation = node.generate(model, request).await.unwrap();
     while let Some(said) = generation.next().await {
         match said {
             Said::Failed(error) => panic!("{error}"),
             Said::Done(_) => return generation.cache(),
-            Said::Token(_) => (),
+            Said::Token(_) | Said::Prompt(_) => (),
         }
     }
     panic!("the generation did not end");

@@ -108,14 +108,14 @@ impl Identity {
     }
 
     /// Proves who we are to those who dial us, and asks them to do the same.
-    pub(crate) fn server_tls(&self) -> Result<QuicServerConfig, IdentityError> {
+    pub fn server_tls(&self) -> Result<QuicServerConfig, IdentityError> {
         let mut tls = tls::make_server_config(&self.keypair()).map_err(certificate)?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
         QuicServerConfig::try_from(tls).map_err(certificate)
     }
 
     /// Proves who we are, and refuses to talk to anyone but `peer`.
-    pub(crate) fn client_tls(&self, peer: NodeId) -> Result<QuicClientConfig, IdentityError> {
+    pub fn client_tls(&self, peer: NodeId) -> Result<QuicClientConfig, IdentityError> {
         let mut tls = tls::make_client_config(&self.keypair(), Some(libp2p_id(peer))).map_err(certificate)?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
         QuicClientConfig::try_from(tls).map_err(certificate)

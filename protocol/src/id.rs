@@ -15,6 +15,9 @@ pub struct ChunkId([u8; 32]);
 pub struct ModelId([u8; 32]);
 
 /// The name of a node: its Ed25519 public key.
+///
+/// Written as a libp2p peer id, `12D3Koo…`: base58 of the identity multihash of the key in libp2p's
+/// protobuf (<https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md>).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodeId(pub [u8; 32]);
 
@@ -79,6 +82,25 @@ impl std::str::FromStr for ModelId {
     }
 }
 
+/// What stands before the key in a peer id: identity multihash, 36 bytes; Ed25519; 32 bytes of data.
+const PEER_ID_HEAD: [u8; 6] = [0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
+
+impl NodeId {
+    /// The node that a peer id names, if it names one by an Ed25519 key.
+    pub fn from_peer_id(text: &str) -> Option<Self> {
+        let mut bytes = [0; 38];
+        let size = bs58::decode(text).onto(&mut bytes[..]).ok()?;
+        let key = bytes.strip_prefix(&PEER_ID_HEAD)?;
+        (size == bytes.len()).then(|| Self(key.try_into().expect("32 of 38 bytes")))
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&bs58::encode([&PEER_ID_HEAD[..], &self.0].concat()).into_string())
+    }
+}
+
 /// Text that is no model id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a model id is {MODEL_ID_PREFIX} and 64 hexadecimal digits")]
@@ -130,6 +152,17 @@ mod tests {
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(id.to_hex().parse(), Ok(id));
         assert_eq!("surf:12".parse::<ModelId>(), Err(NotAnId));
+    }
+
+    #[test]
+    fn a_node_is_written_as_its_peer_id() {
+        // From the specification of peer ids.
+        let key = "1ed1e8fae2c4a144b8be8fd4b47bf3d3b34b871c3cacf6010f0e42d474fce27e";
+        let node = NodeId(parse_hex(key).unwrap());
+        assert_eq!(node.to_string(), "12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq");
+        assert_eq!(NodeId::from_peer_id(&node.to_string()), Some(node));
+        assert_eq!(NodeId::from_peer_id("QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"), None);
+        assert_eq!(NodeId::from_peer_id("12D3KooW"), None);
     }
 
     #[test]

@@ -9,7 +9,9 @@
 //! - [`net`]: nodes, their links, and everything that can go wrong on the way.
 //! - [`scenario`]: a swarm of a given shape, run to its end.
 //! - [`trace`]: what happened, as one hash.
+//! - [`bench`](mod@bench): measurements of real nodes, for `surf-sim bench`.
 
+pub mod bench;
 pub mod net;
 pub mod scenario;
 pub mod trace;

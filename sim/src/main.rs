@@ -114,8 +114,7 @@ fn main() -> ExitCode {
 fn run(seeds: u64, downloaders: u8, chunks: u32, hostile: bool) -> Result<(), Failed> {
     use Manner::{Boasts, HangsUp, Honest, Lies, Stalls};
     let manners = if hostile { vec![Honest, Lies, Stalls, HangsUp, Boasts] } else { vec![Honest] };
-    let scenario =
-        Scenario { seeds: manners, downloaders, chunks, chunk_size: 64 * 1024, rate: 12_500_000 };
+    let scenario = Scenario { seeds: manners, downloaders, chunks, chunk_size: 64 * 1024, rate: 12_500_000 };
     println!("{:>6} {:>10} {:>12} {:>12} {:>8}  trace", "seed", "seconds", "seed sent", "wasted", "events");
     for seed in 0..seeds {
         let outcome = scenario.run(seed).map_err(Failed)?;

@@ -1,29 +1,18 @@
 //! The main job in miniature: real nodes on loopback, a real model, text that comes out while the
 //! model arrives, and where every byte came from.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::SocketAddr,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path};
 
 use clap::Args;
 use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{
-    Context,
-    error::CliError,
-    human,
-    output::Output,
-};
+use super::{Context, error::CliError, human, output::Output};
 use crate::{
     Config, Node,
     api::{CacheStats, PublishRequest},
     config,
     engine::{Event, Message, Prompt, Request},
-    identity,
     journal::{self, Entry},
     node::NodeError,
 };
@@ -66,7 +55,8 @@ const MODEL: &[(&str, &[u8])] = &[
 impl Demo {
     pub(crate) async fn run(self, context: &Context) -> Result<(), CliError> {
         let output = &context.output;
-        let home = tempfile::tempdir().map_err(|error| CliError::failed(format!("no temporary folder: {error}")))?;
+        let home =
+            tempfile::tempdir().map_err(|error| CliError::failed(format!("no temporary folder: {error}")))?;
         let folder = home.path().join("tiny-surfer");
         write_model(&folder)?;
         let size: u64 = MODEL.iter().map(|(_, bytes)| bytes.len() as u64).sum();
@@ -104,7 +94,7 @@ impl Demo {
     async fn tell(&self, output: &Output, node: &Node, model: &str) -> Result<Told, CliError> {
         let message = Message { role: "user".to_owned(), content: self.prompt.clone() };
         let prompt = Prompt::Chat(vec![message]);
-        let request = Request { prompt, max_tokens: self.max_tokens, ..Request::default() };
+        let request = Request { max_tokens: Some(self.max_tokens), ..Request::new(prompt) };
         let started = Instant::now();
         let mut generation = node.generate(model, request).await.map_err(failed)?;
         let mut first_ms = None;
@@ -118,7 +108,13 @@ impl Demo {
                         output.piece(&token.text)?;
                     }
                 }
-                Event::Done(_) => break,
+                Event::Done(done) => {
+                    if !output.json {
+                        output.piece(&done.text)?;
+                    }
+                    break;
+                }
+                Event::Prompt(_) => (),
                 Event::Failed(error) => return Err(CliError::failed(error.to_string())),
             }
         }
@@ -142,7 +138,8 @@ fn show(output: &Output, told: &Told, names: &BTreeMap<String, &str>) -> Result<
     let (mut last, mut block_0) = (0, None);
     for entry in &told.journal {
         match &entry.event {
-            journal::Event::ChunkArrived { bytes, from, .. } | journal::Event::RangeArrived { bytes, from, .. } => {
+            journal::Event::ChunkArrived { bytes, from, .. }
+            | journal::Event::RangeArrived { bytes, from, .. } => {
                 *came.entry(from).or_default() += bytes;
                 last = entry.at_us;
             }
@@ -152,10 +149,7 @@ fn show(output: &Output, told: &Told, names: &BTreeMap<String, &str>) -> Result<
             _ => (),
         }
     }
-    let peer = |key: &str| {
-        let id = identity::from_hex(key).map(identity::peer_id).unwrap_or_else(|| key.to_owned());
-        names.get(&id).map_or(id.clone(), |name| (*name).to_owned())
-    };
+    let peer = |id: &str| names.get(id).map_or(id, |name| name).to_owned();
     let sources: Vec<(String, u64)> = came.iter().map(|(key, bytes)| (peer(key), *bytes)).collect();
     if output.json {
         let sources: Vec<_> =
@@ -184,7 +178,8 @@ fn show(output: &Output, told: &Told, names: &BTreeMap<String, &str>) -> Result<
 
 async fn publish(output: &Output, node: &Node, folder: &Path) -> Result<String, CliError> {
     let path = folder.display().to_string();
-    let request = PublishRequest { path, name: Some("tiny-surfer".to_owned()), copy: false, follow_links: false };
+    let request =
+        PublishRequest { path, name: Some("tiny-surfer".to_owned()), copy: false, follow_links: false };
     let published = node.publish(request, mpsc::channel(1).0).await.map_err(failed)?;
     output.note(&format!(
         "Published tiny-surfer: {} in {} chunks, as {}",
@@ -211,7 +206,9 @@ async fn start(home: &Path, name: &str, through: Option<&Node>, memory: u64) -> 
         engine: config::Engine { memory, device: config::Device::Cpu, dtype: config::Precision::Auto },
         rpc: config::Rpc { listen: any, token: None },
     };
-    Node::start(config).await.map_err(|error| CliError::failed(format!("the {name} node did not start: {error}")))
+    Node::start(config)
+        .await
+        .map_err(|error| CliError::failed(format!("the {name} node did not start: {error}")))
 }
 
 fn write_model(folder: &Path) -> Result<(), CliError> {

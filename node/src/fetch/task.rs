@@ -260,7 +260,7 @@ impl Task {
                 drop(reply.send(self.traffic.get(&model).cloned().unwrap_or_default()));
             }
             Command::RangeCame { model, chunk, start, bytes, peer } => {
-                let (source, from) = (Source::Peer(peer), hex::encode(peer.0));
+                let (source, from) = (Source::Peer(peer), peer.to_string());
                 self.traffic.entry(model).or_default().verified(source, bytes);
                 self.journal.record(Event::RangeArrived { chunk: chunk.id.to_hex(), start, bytes, from });
             }
@@ -380,7 +380,7 @@ impl Task {
         }
         if failed.wasted != 0 {
             self.traffic.entry(assignment.model).or_default().wasted += failed.wasted;
-            let (chunk, from) = (assignment.chunk.id.to_hex(), hex::encode(peer.0));
+            let (chunk, from) = (assignment.chunk.id.to_hex(), peer.to_string());
             self.journal.record(Event::Wasted { chunk, bytes: failed.wasted, from });
         }
     }

@@ -14,10 +14,10 @@ pub enum Source {
 }
 
 impl fmt::Display for Source {
-    /// A peer's key in hexadecimal, or an origin's name.
+    /// A peer id, or an origin's name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Peer(id) => f.write_str(&hex::encode(id.0)),
+            Self::Peer(id) => id.fmt(f),
             Self::Origin(name) => f.write_str(name),
         }
     }

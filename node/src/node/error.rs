@@ -8,6 +8,7 @@ use crate::{
     publish::{ExportError, PublishError, PullError},
     source::SourceError,
     store::{ResolveError, StoreError},
+    weights::WeightsError,
 };
 
 /// Why a node could not do what it was asked.
@@ -94,10 +95,15 @@ impl From<DirectoryError> for NodeError {
 impl From<EngineError> for NodeError {
     fn from(error: EngineError) -> Self {
         match error {
-            EngineError::Busy => Self::Busy(error.to_string()),
-            EngineError::Weights(crate::weights::WeightsError::Source(error)) => error.into(),
-            _ if error.is_the_askers() => Self::Invalid(error.to_string()),
-            _ => Self::Failed(error.to_string()),
+            EngineError::Busy(_) => Self::Busy(error.to_string()),
+            EngineError::Weights(WeightsError::Source(error)) => error.into(),
+            EngineError::Weights(_)
+            | EngineError::Compute(_)
+            | EngineError::NotFinite
+            | EngineError::Stalled(_)
+            | EngineError::Stopped => Self::Failed(error.to_string()),
+            // The model or the request cannot be run as it is; asking again does not help.
+            _ => Self::Invalid(error.to_string()),
         }
     }
 }

@@ -4,7 +4,6 @@
 //! one that is: a request for it waits a while for that, and is told that the node is busy after.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -19,7 +18,7 @@ use tokio::{
 use super::{Node, NodeError};
 use crate::{
     api::{CacheStats, Checked, GroupCache, LoadedModel},
-    engine::{self, Engine},
+    engine::{self, Engine, Files},
     source::{ModelSource, Urgency},
     store::Lease,
     weights::Streamed,
@@ -34,16 +33,6 @@ const SWITCH_LOOK: Duration = Duration::from_millis(50);
 /// Bytes of a file that the engine reads whole: configuration, tokenizer, templates. The largest
 /// tokenizers have some 35 MB.
 const FILE_SIZE_MAX: u64 = 128 << 20;
-
-/// The files that the engine reads.
-const FILES: [&str; 6] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-];
 
 /// The model that is ready to run, if one is.
 #[derive(Debug, Default)]
@@ -76,6 +65,11 @@ impl Generation {
         self.events.recv().await
     }
 
+    /// The text of one token, special ones too.
+    pub fn token_text(&self, id: u32) -> String {
+        self.loaded.engine.token_text(id)
+    }
+
     /// What of the weights was in memory, so far.
     pub fn cache(&self) -> CacheStats {
         self.loaded.cache()
@@ -90,23 +84,27 @@ impl Node {
         Ok(Generation { events, loaded })
     }
 
-    /// The logits of every position of every row: `[rows][positions][vocabulary]`.
-    pub async fn forward(&self, model: &str, rows: Vec<Vec<u32>>) -> Result<engine::Logits, NodeError> {
+    /// The logits at every position of each of `sequences`.
+    pub async fn forward(
+        &self,
+        model: &str,
+        sequences: Vec<Vec<u32>>,
+    ) -> Result<Vec<engine::Logits>, NodeError> {
         let loaded = self.loaded(model).await?;
-        Ok(loaded.engine.forward(rows).await?)
+        Ok(loaded.engine.forward(sequences).await?)
     }
 
     /// Runs recorded inputs and compares with the recorded outputs, a safetensors file.
     pub async fn check(&self, model: &str, expected: Bytes, tolerance: f64) -> Result<Checked, NodeError> {
         let loaded = self.loaded(model).await?;
-        let checked = engine::check(&loaded.engine, &expected, tolerance).await?;
+        let checked = loaded.engine.check(&expected, tolerance as f32).await?;
         Ok(Checked {
             model: loaded.id.to_string(),
-            compared: checked.compared,
-            max_abs_err: checked.max_abs_err,
-            max_rel_err: checked.max_rel_err,
-            argmax_agree: checked.argmax_agree,
-            greedy_agree: checked.greedy_agree,
+            compared: checked.compared as u64,
+            max_abs_err: checked.max_abs_err.into(),
+            max_rel_err: checked.max_rel_err.into(),
+            argmax_agree: Some(checked.argmax_agree),
+            greedy_agree: Some(checked.greedy_agree),
             pass: checked.pass,
         })
     }
@@ -137,10 +135,10 @@ impl Node {
     async fn load(&self, manifest: Arc<Manifest>) -> Result<Loaded, NodeError> {
         let lease = self.parts.store.lease(manifest.chunks().iter().map(|chunk| chunk.id));
         let source: Arc<dyn ModelSource> = Arc::new(self.parts.fetcher.model(Arc::clone(&manifest)));
-        let mut files = HashMap::new();
-        for name in FILES {
+        let mut files = Files::default();
+        for name in Files::WANTED {
             if let Some(bytes) = read(&*source, &manifest, name).await? {
-                files.insert(name.to_owned(), bytes);
+                files.0.insert(name.to_owned(), bytes);
             }
         }
         let config = self.parts.config.engine;
@@ -149,7 +147,11 @@ impl Node {
         let id = manifest.id();
         let weights = Streamed::new(manifest, source, config.memory, runtime, Arc::clone(&journal));
         let weights = Arc::new(weights);
-        let engine = Engine::load(files, Arc::clone(&weights) as _, &config, journal).await?;
+        let loading = tokio::task::spawn_blocking({
+            let weights = Arc::clone(&weights);
+            move || Engine::load(&files, weights, &config, journal)
+        });
+        let engine = loading.await.map_err(|error| NodeError::Failed(error.to_string()))??;
         Ok(Loaded { id, engine, weights, memory: config.memory, _lease: lease })
     }
 }
@@ -161,11 +163,12 @@ impl Slot {
         let stats = loaded.weights.stats();
         Some(LoadedModel {
             model: loaded.id.to_string(),
-            device: loaded.engine.device().to_owned(),
+            device: "cpu".to_owned(),
             memory: loaded.memory,
             resident_groups: stats.groups.iter().filter(|group| group.resident).count(),
             groups: stats.groups.len(),
-            active: loaded.engine.active(),
+            // The slot and this function hold it too.
+            active: Arc::strong_count(&loaded).saturating_sub(2),
             passes: stats.passes,
         })
     }
@@ -220,11 +223,7 @@ impl Loaded {
 }
 
 /// A small file of the model, whole, if the model has it.
-async fn read(
-    source: &dyn ModelSource,
-    manifest: &Manifest,
-    name: &str,
-) -> Result<Option<Bytes>, NodeError> {
+async fn read(source: &dyn ModelSource, manifest: &Manifest, name: &str) -> Result<Option<Bytes>, NodeError> {
     let Some(file) = manifest.file(name) else { return Ok(None) };
     if FILE_SIZE_MAX < file.size {
         let why = format!("{name} of {} has {} bytes; {FILE_SIZE_MAX} are read", manifest.id(), file.size);

@@ -22,7 +22,7 @@ use crate::{
     fetch::{Fetcher, Parts},
     identity::{self, Identity, IdentityError},
     journal::Journal,
-    source::{ChunkSource, Object, SourceError},
+    source::{ChunkSource, Object, OpenError},
     store::{Store, StoreError},
     swarm, transfer,
 };
@@ -78,7 +78,7 @@ pub enum StartError {
     Bind(#[from] transfer::BindError),
     /// An origin cannot be used.
     #[error(transparent)]
-    Origin(#[from] SourceError),
+    Origin(#[from] OpenError),
     /// The system has no randomness or is stopping.
     #[error("the node could not start: {0}")]
     System(String),
@@ -99,7 +99,7 @@ impl Node {
         });
         let store = opening.await.map_err(|error| StartError::System(error.to_string()))??;
         let endpoint = transfer::Endpoint::bind(&identity, &config.transfer)?;
-        endpoint.serve(Arc::new(store.clone()));
+        endpoint.serve(Arc::new(store.clone()))?;
         let transfer_addr = endpoint.local_addr();
         let (swarm, listening) = swarm::start(&identity, &config.swarm, transfer_addr).await?;
         let journal = Arc::new(Journal::default());
@@ -166,7 +166,7 @@ impl Drop for Running {
     }
 }
 
-fn origins(config: &Config) -> Result<Vec<(String, Arc<dyn ChunkSource>)>, SourceError> {
+fn origins(config: &Config) -> Result<Vec<(String, Arc<dyn ChunkSource>)>, OpenError> {
     let open = |url: &url::Url| Ok((url.to_string(), Arc::new(Object::open(url)?) as _));
     config.fetch.origins.iter().map(open).collect()
 }

@@ -1,10 +1,13 @@
 //! What can be done with models: publish, pull, export and the rest.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use surf_protocol::{ChunkId, Manifest, ModelId};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 
 use super::{Node, NodeError, view};
 use crate::{
@@ -15,6 +18,16 @@ use crate::{
     publish,
     source::{Library, ModelSource, Urgency},
 };
+
+/// How long a manifest that nobody has is looked for: what was published a moment ago takes a moment
+/// to be known.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How much longer after the start, when the first peers have yet to be met.
+const PATIENCE_AT_START: Duration = Duration::from_secs(5);
+
+/// The pause between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Keeps the last progress that fits; a slow listener misses some and is waited for by nobody.
 fn tell<T>(listener: &mpsc::Sender<T>, progress: T) {
@@ -44,7 +57,8 @@ impl Node {
         tell(&progress, waiting);
         let manifest = self.manifest(model).await?;
         let (store, fetcher) = (&self.parts.store, &self.parts.fetcher);
-        let done = publish::pull(store, fetcher, &manifest, |pull| tell(&progress, view::pulling(pull))).await?;
+        let done =
+            publish::pull(store, fetcher, &manifest, |pull| tell(&progress, view::pulling(pull))).await?;
         Ok(self.pulled(&manifest, &done))
     }
 
@@ -124,10 +138,17 @@ impl Node {
         if let Some(manifest) = self.parts.store.manifest_of(id) {
             return Ok(manifest);
         }
-        let found = self.parts.fetcher.manifest(id).await?;
-        let manifest = found.ok_or_else(|| NodeError::no_manifest(id))?;
-        self.parts.store.put_manifest(&manifest).await?;
-        Ok(Arc::new(manifest))
+        let patience = Instant::now().max(self.parts.started + PATIENCE_AT_START) + PATIENCE;
+        loop {
+            if let Some(manifest) = self.parts.fetcher.manifest(id).await? {
+                self.parts.store.put_manifest(&manifest).await?;
+                return Ok(Arc::new(manifest));
+            }
+            if patience < Instant::now() {
+                return Err(NodeError::no_manifest(id));
+            }
+            sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// The id of a model whose manifest is here.
@@ -167,7 +188,9 @@ fn check_name(name: &str) -> Result<(), &'static str> {
         _ if !name.chars().all(plain) => Err("only letters, digits and - _ . : are allowed"),
         _ if name.starts_with(['-', '.']) => Err("it starts with a dash or a dot"),
         _ if name.starts_with("surf:") => Err("it looks like a model id"),
-        _ if 8 <= name.len() && name.chars().all(|c| c.is_ascii_hexdigit()) => Err("it looks like a model id"),
+        _ if 8 <= name.len() && name.chars().all(|c| c.is_ascii_hexdigit()) => {
+            Err("it looks like a model id")
+        }
         _ => Ok(()),
     }
 }

@@ -28,7 +28,7 @@ impl Node {
             rpc: String::new(),
             data_dir: self.parts.config.data_dir.display().to_string(),
             uptime_s: self.parts.started.elapsed().as_secs(),
-            peers: self.parts.swarm.connected().await,
+            peers: self.parts.swarm.connected(),
             store: StoreStatus {
                 used: usage.used,
                 quota: usage.quota,
@@ -63,20 +63,28 @@ impl Node {
 
     /// Whether the node can serve; if not, why not.
     pub async fn ready(&self) -> Result<(), String> {
-        if self.parts.announcing.is_finished() { Err("the control plane has stopped".to_owned()) } else { Ok(()) }
+        if self.parts.announcing.is_finished() {
+            Err("the control plane has stopped".to_owned())
+        } else {
+            Ok(())
+        }
     }
 
     pub(super) fn pulled(&self, manifest: &Manifest, pull: &Pull) -> Pulled {
         let traffic = self.parts.client.stats();
-        let mut sources: Vec<PullSource> = pull.traffic.verified.iter().map(|(source, &bytes)| match source {
-            Source::Origin(name) => PullSource { peer: name.clone(), bytes, path: "origin".to_owned() },
-            Source::Peer(id) => {
-                let addr = traffic.iter().find(|traffic| traffic.id == *id).map(|traffic| traffic.addr);
-                let path = addr.map_or("direct", path_of).to_owned();
-                PullSource { peer: identity::peer_id(*id), bytes, path }
-            }
-        })
-        .collect();
+        let mut sources: Vec<PullSource> = pull
+            .traffic
+            .verified
+            .iter()
+            .map(|(source, &bytes)| match source {
+                Source::Origin(name) => PullSource { peer: name.clone(), bytes, path: "origin".to_owned() },
+                Source::Peer(id) => {
+                    let addr = traffic.iter().find(|traffic| traffic.id == *id).map(|traffic| traffic.addr);
+                    let path = addr.map_or("direct", path_of).to_owned();
+                    PullSource { peer: identity::peer_id(*id), bytes, path }
+                }
+            })
+            .collect();
         sources.sort_by_key(|source| std::cmp::Reverse(source.bytes));
         Pulled {
             model: manifest.id().to_string(),

@@ -52,8 +52,7 @@ mod tests {
             offset,
             size: 20,
         };
-        let file =
-            FileEntry { path: "x".to_owned(), size: 40, blake3: [0; 32], sha256: [0; 32], chunks };
+        let file = FileEntry { path: "x".to_owned(), size: 40, blake3: [0; 32], sha256: [0; 32], chunks };
         let group = |i| GroupEntry { group: Group::Block(Stack::Decoder, i), tensors: vec![i] };
         let tensors = vec![tensor("a", 0), tensor("b", 20)];
         let parts = Parts { format: FORMAT, files: vec![file], tensors, groups: vec![group(0), group(1)] };

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -22,6 +22,9 @@ use crate::{
 
 /// Chunks read ahead of the one being written.
 const AHEAD: usize = 4;
+
+/// Bytes read at once from a file that is there already.
+const READ_SIZE: usize = 1 << 20;
 
 /// Why a model could not be exported.
 #[derive(Debug, thiserror::Error)]
@@ -82,11 +85,23 @@ async fn is_there(path: &Path, file: &FileEntry) -> Result<bool, ExportError> {
         if !metadata.is_file() || metadata.len() != size {
             return Err(ExportError::InTheWay(path));
         }
-        let mut hasher = Sha256::new();
-        io::copy(&mut there, &mut hasher).map_err(failed)?;
-        if hasher.finalize()[..] == sha256 { Ok(true) } else { Err(ExportError::InTheWay(path)) }
+        if sha256_of(&mut there).map_err(failed)? == sha256 {
+            Ok(true)
+        } else {
+            Err(ExportError::InTheWay(path))
+        }
     })
     .await
+}
+
+fn sha256_of(file: &mut File) -> io::Result<[u8; 32]> {
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; READ_SIZE]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finalize().into()),
+            got => hasher.update(&buffer[..got]),
+        }
+    }
 }
 
 async fn write(
@@ -95,13 +110,15 @@ async fn write(
     path: &Path,
     progress: impl Fn(u64),
 ) -> Result<(), ExportError> {
-    let mut partial = Some(blocking({
-        let path = path.to_owned();
-        move || Partial::create(&path)
-    })
-    .await?);
-    let mut chunks = stream::iter(&file.chunks)
-        .map(|&chunk| model.chunk(chunk, Urgency::Background))
+    let mut partial = Some(
+        blocking({
+            let path = path.to_owned();
+            move || Partial::create(&path)
+        })
+        .await?,
+    );
+    let mut chunks = stream::iter(file.chunks.clone())
+        .map(|chunk| model.chunk(chunk, Urgency::Background))
         .buffered(AHEAD);
     let mut written = 0;
     while let Some(chunk) = chunks.next().await {

@@ -63,9 +63,8 @@ pub async fn folder(
         done: AtomicU64::new(0),
         kept: Mutex::default(),
     };
-    let (manifest, places, copied) = spawn_blocking(move || cutting.cut(&path, &options))
-        .await
-        .map_err(|_| PublishError::Stopped)??;
+    let (manifest, places, copied) =
+        spawn_blocking(move || cutting.cut(&path, &options)).await.map_err(|_| PublishError::Stopped)??;
     let manifest = Arc::new(manifest);
     store.put_manifest(&manifest).await?;
     let (new_chunks, new_bytes) = if request.copy {
@@ -124,12 +123,7 @@ struct Counted<'a, P> {
 }
 
 impl<P: Fn(Amount) + Send + Sync> Sink for Counted<'_, P> {
-    fn chunk(
-        &self,
-        chunk: &Chunk,
-        _: &Path,
-        _: u64,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    fn chunk(&self, chunk: &Chunk, _: &Path, _: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let size = chunk.bytes().len() as u64;
         if let Some((store, runtime)) = &self.cutting.copy_to
             && runtime.block_on(store.put(chunk.clone()))?

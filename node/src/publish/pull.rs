@@ -57,8 +57,9 @@ pub async fn pull(
         manifest.chunks().iter().copied().filter(|chunk| !store.contains(chunk.id)).collect();
     let mut bytes = total - missing.iter().map(|chunk| u64::from(chunk.size)).sum::<u64>();
     let model = fetcher.model(Arc::clone(manifest));
+    let model = &model;
     let mut arriving = stream::iter(missing)
-        .map(|chunk| async { model.chunk(chunk, Urgency::Background).await.map(|_| chunk) })
+        .map(|chunk| async move { model.chunk(chunk, Urgency::Background).await.map(|_| chunk) })
         .buffer_unordered(WISHES);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -130,7 +130,8 @@ impl Disk {
         match Chunk::verify(id, bytes) {
             Ok(chunk) => {
                 self.holdings().mark_verified(id, place);
-                Ok(Some(chunk))
+                let mapped = matches!(place.kind, PlaceKind::Own { .. });
+                Ok(Some(if mapped { chunk.in_file() } else { chunk }))
             }
             Err(error) => {
                 self.forget_damaged(id, place, &error.to_string());

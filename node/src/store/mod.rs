@@ -51,7 +51,7 @@ pub use error::{ResolveError, StoreError};
 use self::disk::Disk;
 use crate::{
     config,
-    source::{ChunkSource, Library, SourceError},
+    source::{ChunkSource, Keeper, Library, SourceError},
 };
 
 /// Chunks read or written at once. Enough to keep a disk and all cores busy; the rest wait without
@@ -309,6 +309,16 @@ impl ChunkSource for Store {
             }
             self.working(move |disk| disk.get(chunk.id, chunk.size)).await.flatten().map_err(failed)
         })
+    }
+}
+
+impl Keeper for Store {
+    fn keep(&self, chunk: Chunk) -> BoxFuture<'_, Result<(), SourceError>> {
+        Box::pin(async move { self.put(chunk).await.map(drop).map_err(failed) })
+    }
+
+    fn contains(&self, id: ChunkId) -> bool {
+        Self::contains(self, id)
     }
 }
 

@@ -137,12 +137,7 @@ pub async fn generate(
 
 async fn timed(node: &Node, model: &str, prompt: usize, tokens: usize) -> Result<(f64, f64), Failed> {
     let ids = (0..prompt as u32).map(|at| 3 + at * 7 % 1000).collect();
-    let request = Request {
-        prompt: Prompt::Tokens(ids),
-        max_tokens: tokens,
-        ignore_eos: true,
-        ..Request::default()
-    };
+    let request = Request { max_tokens: Some(tokens), ignore_eos: true, ..Request::new(Prompt::Tokens(ids)) };
     let started = std::time::Instant::now();
     let generation = node.generate(model, request).await;
     let mut generation = generation.map_err(|error| Failed::to("generate", error))?;
@@ -155,6 +150,7 @@ async fn timed(node: &Node, model: &str, prompt: usize, tokens: usize) -> Result
             }
             Event::Failed(error) => return Err(Failed::to("generate", error)),
             Event::Done(_) => break,
+            Event::Prompt(_) => (),
         }
     }
     let first = first.ok_or_else(|| Failed("no token came".to_owned()))?;
@@ -234,7 +230,12 @@ fn write_model(dir: &Path, shape: &Shape) -> Result<u64, Failed> {
 }
 
 /// Norms are ones; everything else is even noise, scaled so that activations keep their size.
-fn write_tensor(out: &mut impl Write, dice: &mut ChaCha8Rng, norm: bool, dims: &[usize]) -> std::io::Result<()> {
+fn write_tensor(
+    out: &mut impl Write,
+    dice: &mut ChaCha8Rng,
+    norm: bool,
+    dims: &[usize],
+) -> std::io::Result<()> {
     let elements: usize = dims.iter().product();
     let scale = 1.7 / (dims.last().copied().unwrap_or(1) as f32).sqrt();
     let bf16 = |value: f32| ((value.to_bits() >> 16) as u16).to_le_bytes();

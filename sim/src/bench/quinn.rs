@@ -50,7 +50,7 @@ pub async fn get(addr: SocketAddr, peer: NodeId) -> Result<(u64, f64), Failed> {
     let (mut send, mut recv) = connection.open_bi().await.map_err(|error| failed(&error))?;
     send.write_all(b"x").await.map_err(|error| failed(&error))?;
     let mut got = 0;
-    while let Some(chunk) = recv.read_chunk(usize::MAX).await.map_err(|error| failed(&error))? {
+    while let Some(chunk) = recv.read_chunk(usize::MAX, true).await.map_err(|error| failed(&error))? {
         got += chunk.bytes.len() as u64;
     }
     Ok((got, started.elapsed().as_secs_f64()))

@@ -183,9 +183,10 @@ impl Running {
         if let Some(addr) = bootstrap {
             command.args(["--bootstrap", addr]);
         }
-        let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| {
-            Failed::to(&format!("start {}", program.display()), error)
-        })?;
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| Failed::to(&format!("start {}", program.display()), error))?;
         let (line, stdout) = first_line(&mut child)?;
         let ready: Value = serde_json::from_str(&line).map_err(|error| Failed::to("join", error))?;
         let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();

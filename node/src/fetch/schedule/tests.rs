@@ -1,3 +1,5 @@
+//! Who is asked for what, in what order, and who is not.
+
 use super::*;
 
 const A: NodeId = NodeId([1; 32]);
