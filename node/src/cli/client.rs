@@ -238,6 +238,8 @@ fn causes(error: &reqwest::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
     use crate::{
         api::{Amount, Exported},
@@ -295,6 +297,84 @@ mod tests {
         for bad in ["ftp://127.0.0.1", "http://", "", "::"] {
             assert_eq!(url(bad).unwrap_err().exit, Exit::Usage, "{bad}");
         }
+    }
+
+    /// A client of a server that answers one request with `answer`, in two pieces.
+    async fn client_of(answer: &'static str) -> Client {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let (one, two) = answer.split_at(answer.len() - 9);
+            stream.write_all(one.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            stream.write_all(two.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            // What is closed with bytes unread is reset, and what was sent is lost.
+            let _ = stream.read_to_end(&mut head).await;
+        });
+        Client::new(&addr.to_string(), None).unwrap()
+    }
+
+    async fn export(answer: &'static str) -> (Vec<Amount>, Result<Exported, CliError>) {
+        let mut told = Vec::new();
+        let tell = |amount| {
+            told.push(amount);
+            Ok(())
+        };
+        let done = client_of(answer).await.work(&["x"], &Value::Null, tell).await;
+        (told, done)
+    }
+
+    #[tokio::test]
+    async fn long_work_is_followed_to_its_end() {
+        let answer = "HTTP/1.1 200 OK\r\n\r\n{\"event\":\"progress\",\"bytes\":1,\"total\":2}\n\
+                      {\"event\":\"done\",\"model\":\"m\",\"files\":1,\"bytes\":2}\n";
+        let (told, done) = export(answer).await;
+        assert_eq!((told, done.unwrap().files), (vec![Amount { bytes: 1, total: 2 }], 1));
+        let cut = "HTTP/1.1 200 OK\r\n\r\n{\"event\":\"progress\",\"bytes\":1,\"total\":2}\n";
+        let error = export(cut).await.1.unwrap_err();
+        assert!(error.exit == Exit::Failed && error.message.contains("stopped before"), "{error}");
+        let failed =
+            "HTTP/1.1 200 OK\r\n\r\n{\"event\":\"error\",\"message\":\"no m\",\"code\":\"not_found\"}\n";
+        assert_eq!(export(failed).await.1.unwrap_err().exit, Exit::NotFound);
+        let strange = "HTTP/1.1 200 OK\r\n\r\n<html> and so on\n";
+        assert!(export(strange).await.1.unwrap_err().message.contains("does not understand: \"<html>"));
+    }
+
+    #[tokio::test]
+    async fn refusals_are_told_from_strangers() {
+        let refused = "HTTP/1.1 404 Not Found\r\n\r\n\
+                       {\"error\":{\"message\":\"no m\",\"type\":\"x\",\"param\":null,\"code\":\"not_found\"}}";
+        let error = export(refused).await.1.unwrap_err();
+        assert_eq!((error.exit, error.message.as_str()), (Exit::NotFound, "no m"));
+        let stranger = "HTTP/1.1 404 Not Found\r\n\r\n<html>nothing here</html>";
+        assert_eq!(export(stranger).await.1.unwrap_err().exit, Exit::NoNode);
+    }
+
+    #[tokio::test]
+    async fn events_are_heard_until_the_last() {
+        let listen = async |answer| {
+            let mut heard = Vec::new();
+            let hear = |value: Value| {
+                heard.push(value["n"].clone());
+                Ok(ControlFlow::Continue(()))
+            };
+            let ended = client_of(answer).await.listen(&["x"], &Value::Null, hear).await;
+            (heard, ended)
+        };
+        let whole =
+            "HTTP/1.1 200 OK\r\n\r\n: hello\n\ndata: {\"n\":1}\n\ndata: {\"n\":2}\n\ndata: [DONE]\n\n";
+        assert_eq!(listen(whole).await, (vec![1.into(), 2.into()], Ok(())));
+        let (heard, cut) = listen("HTTP/1.1 200 OK\r\n\r\ndata: {\"n\":1}\n\n").await;
+        assert!(heard == [1] && cut.unwrap_err().message.contains("stopped before"));
+        let failed = "HTTP/1.1 200 OK\r\n\r\ndata: {\"error\":{\"message\":\"no chunk\",\"type\":\"x\",\"code\":\"not_found\"}}\n\n";
+        let (heard, ended) = listen(failed).await;
+        assert_eq!((heard.len(), ended.unwrap_err().exit), (0, Exit::NotFound));
     }
 
     #[tokio::test]

@@ -2,17 +2,30 @@
 
 use std::{fs, io, path::Path};
 
-/// Bytes of memory, used or not. `None` where the system does not tell.
+/// Bytes of memory that this program may have, used or not. `None` where the system does not tell.
 pub(crate) fn memory() -> Option<u64> {
-    memory_total(&fs::read_to_string("/proc/meminfo").ok()?)
+    let total = memory_total(&fs::read_to_string("/proc/meminfo").ok()?)?;
+    // A container sees the whole machine, and is killed when it takes more than its part.
+    let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    Some(limit.and_then(|limit| limit.trim().parse().ok()).map_or(total, |limit: u64| limit.min(total)))
 }
 
 /// Bytes that the file system of `dir` has free for this user. `dir` need not be there yet.
 pub(crate) fn disk_free(dir: &Path) -> io::Result<u64> {
     let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
     let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
-    let stat = rustix::fs::statvfs(there)?;
+    free(there)
+}
+
+#[cfg(unix)]
+fn free(dir: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(dir)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free(_: &Path) -> io::Result<u64> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Bytes in the files under `dir`, none if it is not there.

@@ -36,6 +36,9 @@ use self::{client::Client, output::Output};
 /// Where a node's RPC is unless told otherwise.
 pub const RPC_DEFAULT: &str = "http://127.0.0.1:8471";
 
+/// Where help lists what every command understands.
+const HEADING: &str = "Options of every command";
+
 /// A peer-to-peer swarm node for model weights.
 #[derive(Debug, Parser)]
 #[command(name = "surf-node", version, max_term_width = 100, propagate_version = true)]
@@ -51,19 +54,19 @@ pub struct Cli {
 pub(crate) struct Globals {
     /// Where the node's RPC is [default: http://127.0.0.1:8471]. For `join`: the IP:PORT at which it
     /// is to be; port 0 picks one
-    #[arg(long, global = true, env = "SURF_RPC", value_name = "URL")]
+    #[arg(long, global = true, help_heading = HEADING, env = "SURF_RPC", value_name = "URL")]
     pub(crate) rpc: Option<String>,
     /// File with the token that the RPC asks for
-    #[arg(long, global = true, env = "SURF_RPC_TOKEN", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = HEADING, env = "SURF_RPC_TOKEN", value_name = "FILE")]
     pub(crate) rpc_token: Option<PathBuf>,
     /// Write results as JSON, one object per line
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = HEADING)]
     pub(crate) json: bool,
     /// Write nothing but results and errors
-    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    #[arg(long, short, global = true, help_heading = HEADING, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
     /// Tell more; twice: much more
-    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    #[arg(long, short, global = true, help_heading = HEADING, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 }
 

@@ -13,7 +13,7 @@ use crate::api::{ModelRequest, PullEvent, PullProgress, Pulled};
 /// Fetch all of a model
 #[derive(Debug, Args)]
 pub(crate) struct Pull {
-    /// Model id, a prefix of one, an alias, or PEER/NAME
+    /// Model id, a prefix of one, or an alias
     model: String,
 }
 

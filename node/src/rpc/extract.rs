@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{
-    body::{Body, Bytes},
+    body::{BodyDataStream, Bytes},
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     http::{StatusCode, header, request::Parts},
 };
@@ -13,8 +13,11 @@ use serde::de::DeserializeOwned;
 
 use super::error::{ApiError, code};
 
-/// Bytes in a body of JSON. A prompt as long as any context is far below this.
-pub(super) const JSON_SIZE_MAX: usize = 1024 * 1024;
+/// Bytes in a body of JSON. A prompt that fills a context of half a million tokens is below this.
+pub(super) const JSON_SIZE_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes to read and forget of a body that is too large.
+const DISCARD_SIZE_MAX: usize = 16 * 1024 * 1024;
 
 /// How long a body may make no progress.
 const STALL: Duration = Duration::from_secs(30);
@@ -62,25 +65,38 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 pub(super) async fn read(request: Request, size_max: usize) -> Result<Bytes, ApiError> {
     let said =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if said.is_some_and(|said: u64| u64::try_from(size_max).is_ok_and(|max| max < said)) {
+    let mut pieces = request.into_body().into_data_stream();
+    let mut bytes = BytesMut::new();
+    if said.is_some_and(|said: usize| size_max < said) {
+        discard(&mut pieces).await;
         return Err(too_large(size_max));
     }
-    collect(request.into_body(), size_max).await
+    while let Some(piece) = next(&mut pieces).await? {
+        if size_max - bytes.len() < piece.len() {
+            discard(&mut pieces).await;
+            return Err(too_large(size_max));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes.freeze())
 }
 
-async fn collect(body: Body, size_max: usize) -> Result<Bytes, ApiError> {
-    let mut pieces = body.into_data_stream();
-    let mut bytes = BytesMut::new();
-    loop {
-        let piece = tokio::time::timeout(STALL, pieces.next()).await.map_err(|_| {
-            let message = format!("the body made no progress for {} s", STALL.as_secs());
-            ApiError::new(StatusCode::REQUEST_TIMEOUT, code::TIMEOUT, message)
-        })?;
-        match piece {
-            Some(Ok(piece)) if size_max - bytes.len() < piece.len() => return Err(too_large(size_max)),
-            Some(Ok(piece)) => bytes.extend_from_slice(&piece),
-            Some(Err(_)) => return Err(ApiError::invalid("the body broke off")),
-            None => return Ok(bytes.freeze()),
+/// The next piece of a body. `None`: that was all.
+async fn next(pieces: &mut BodyDataStream) -> Result<Option<Bytes>, ApiError> {
+    let piece = tokio::time::timeout(STALL, pieces.next()).await.map_err(|_| {
+        let message = format!("the body made no progress for {} s", STALL.as_secs());
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, code::TIMEOUT, message)
+    })?;
+    piece.transpose().map_err(|_| ApiError::invalid("the body broke off"))
+}
+
+/// Reads on for a while: a client that is cut off while it sends never reads why.
+async fn discard(pieces: &mut BodyDataStream) {
+    let mut left = DISCARD_SIZE_MAX;
+    while let Ok(Some(piece)) = next(pieces).await {
+        match left.checked_sub(piece.len()) {
+            Some(rest) => left = rest,
+            None => return,
         }
     }
 }
@@ -98,6 +114,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+
     use super::*;
 
     fn request(body: impl Into<Body>) -> Request {

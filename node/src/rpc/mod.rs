@@ -28,7 +28,12 @@ mod surf;
 #[cfg(test)]
 mod tests;
 
-use std::{io, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -67,7 +72,7 @@ pub enum BindError {
         addr: SocketAddr,
     },
     /// The system refuses.
-    #[error("the RPC cannot listen on {addr}: {cause}")]
+    #[error("the RPC cannot listen on {addr}: {}", words(.cause))]
     Listen {
         /// Where it would listen.
         addr: SocketAddr,
@@ -84,7 +89,20 @@ impl Listener {
 
     /// Where clients on this machine find it.
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        let ip = match self.addr.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        format!("http://{}", SocketAddr::new(ip, self.addr.port()))
+    }
+}
+
+fn words(cause: &io::Error) -> String {
+    match cause.kind() {
+        io::ErrorKind::AddrInUse => "another program listens there".to_owned(),
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address".to_owned(),
+        _ => cause.to_string(),
     }
 }
 
