@@ -37,8 +37,8 @@ async fn two_blocks(folder: &std::path::Path) -> u64 {
     2 * blocks.map(|group| group.bytes).max().unwrap()
 }
 
-async fn check(node: &Node, model: &str, folder: &std::path::Path) -> Checked {
-    let expected = std::fs::read(folder.join("expected.safetensors")).unwrap();
+async fn check(node: &Node, model: &str, expected: &std::path::Path) -> Checked {
+    let expected = std::fs::read(expected).unwrap();
     node.check(model, expected.into(), 1e-3).await.unwrap()
 }
 
@@ -63,11 +63,23 @@ async fn recorded_outputs_are_reproduced_streamed_and_resident() {
         let folder = fixture(name);
         for memory in [two_blocks(&folder).await, PLENTY] {
             let (_seed, empty, model) = pair(&folder, memory).await;
-            let checked = check(&empty.node, &model, &folder).await;
+            let checked = check(&empty.node, &model, &recorded(name)).await;
             assert!(checked.pass && checked.max_rel_err <= 1e-3, "{name} with {memory}: {checked:?}");
-            assert_eq!(checked.greedy_agree, Some(1.0), "{name} with {memory}");
             assert!(checked.compared >= 2 * 33 * 512, "{name}: {checked:?}");
+            let checked = check(&empty.node, &model, &folder.join("expected.safetensors")).await;
+            assert_eq!(checked.argmax_agree, Some(1.0), "{name} with {memory}");
+            assert_eq!(checked.greedy_agree, Some(1.0), "{name} with {memory}");
         }
+    }
+}
+
+/// The logits to compare with. Those that came with the sharded model were computed after its rotary
+/// speeds had been rounded to bfloat16 together with its weights, which loading the folder does not do;
+/// ours are transformers' for the folder as it is.
+fn recorded(name: &str) -> std::path::PathBuf {
+    match name {
+        "llama-bf16-sharded" => fixture("../llama-bf16-sharded.f32.expected.safetensors"),
+        _ => fixture(name).join("expected.safetensors"),
     }
 }
 
