@@ -118,6 +118,11 @@ impl<'a> Run<'a> {
         self.bytes
     }
 
+    /// The same rows, in runs of at most `rows_max`.
+    pub(crate) fn parts(self, rows_max: usize) -> impl Iterator<Item = Run<'a>> {
+        self.bytes.chunks(rows_max * self.row_bytes()).map(move |bytes| Run { bytes, ..self })
+    }
+
     /// Calls `with` with the rows as f32: in place where they are, else widened into this thread's
     /// scratch. `with` must not call this again.
     pub(crate) fn with_f32<R>(&self, with: impl FnOnce(&[f32]) -> R) -> R {
