@@ -188,7 +188,6 @@ fn one<S: Simd, const R: usize, const M: usize>(
 }
 
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "indices make registers of the arrays")]
 fn dots_pairs<S: Simd, const R: usize, const M: usize>(
     simd: S,
     words: &[u32],
@@ -241,7 +240,6 @@ fn dots_pairs<S: Simd, const R: usize, const M: usize>(
 }
 
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "indices make registers of the arrays")]
 fn dots_singles<S: Simd, const R: usize, const M: usize>(
     simd: S,
     values: &[f32],
