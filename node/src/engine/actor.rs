@@ -79,7 +79,7 @@ impl Actor {
     fn admit(&mut self) -> bool {
         while self.active.len() < ACTIVE_MAX {
             if let Some(job) = self.next.take_if(|job| fits(&self.active, job, &self.model)) {
-                self.start(job);
+                self.start(*job);
             } else if self.next.is_some() {
                 return true;
             }
@@ -98,7 +98,7 @@ impl Actor {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Generate(job) if job.events.is_closed() => (),
-            Command::Generate(job) if fits(&self.active, &job, &self.model) => self.start(job),
+            Command::Generate(job) if fits(&self.active, &job, &self.model) => self.start(*job),
             Command::Generate(job) => self.next = Some(job),
             Command::Forward { sequences, reply } if !reply.is_closed() => {
                 // Nobody waiting any more is no failure.
@@ -108,8 +108,8 @@ impl Actor {
         }
     }
 
-    fn start(&mut self, job: Box<Job>) {
-        self.active.push(Sequence::new(*job, self.model.shape().cache, &self.text));
+    fn start(&mut self, job: Job) {
+        self.active.push(Sequence::new(job, self.model.shape().cache, &self.text));
     }
 
     /// Drops sequences that nobody listens to, or whose client has been away for too long.

@@ -127,7 +127,8 @@ impl Engine {
 
     /// Starts to answer `request`. Tokenizes on this thread, which for a long prompt takes a while.
     ///
-    /// The last event is [`Event::Done`] or [`Event::Failed`]. Dropping the receiver cancels.
+    /// The last event is [`Event::Done`] or [`Event::Failed`]. Dropping the receiver cancels; one from
+    /// which nothing is taken for a minute is given up.
     pub fn generate(&self, request: Request) -> Result<mpsc::Receiver<Event>, EngineError> {
         request.sampling.check()?;
         if STOPS_MAX < request.stop.len() || request.stop.iter().any(|stop| STOP_BYTES_MAX < stop.len()) {
@@ -148,7 +149,7 @@ impl Engine {
         Ok(receiver)
     }
 
-    /// The logits at every position of each of `sequences`.
+    /// The logits at every position of each of `sequences`. Requests in flight wait meanwhile.
     pub async fn forward(&self, sequences: Vec<Vec<u32>>) -> Result<Vec<Logits>, EngineError> {
         let tokens: usize = sequences.iter().map(Vec::len).sum();
         sequences.iter().try_for_each(|sequence| self.check_tokens(sequence))?;

@@ -1,20 +1,26 @@
-//! Few rows of activations times a matrix: one pass over the weights, which are widened in
-//! registers and used for several rows at once. Bound by memory, as generating one token is.
+//! Activations times a matrix whose rows are dotted with theirs. Each weight is widened in registers
+//! and meets several rows of activations there, so the weights are read once from memory whatever
+//! their precision: with one row of activations this is bound by memory, with many by arithmetic.
 
-use std::mem::size_of;
-
-use bytemuck::pod_read_unaligned;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::matrix::{Float, Matrix, Run, widen};
+use super::matrix::{Float, Matrix};
 
-/// Bytes of weights in one task: small enough that threads end together, large enough that handing
-/// a task to a thread costs nothing beside it.
+/// Bytes of weights in one task: small enough to stay in a core's second-level cache while all
+/// activations meet them and for threads to end together, large enough that handing a task to a
+/// thread costs nothing beside it.
 const TASK_BYTES: usize = 128 << 10;
 
-/// Weight rows that are read side by side.
-const ROWS: usize = 4;
+/// Bytes of a weight row that are used before going on to the next rows: the activations of one tile
+/// then stay in the first-level cache.
+const DEPTH_BYTES: usize = 4096;
+
+/// Rows of activations in one tile, at most.
+const TILE: usize = 4;
+
+/// Rows of the result that are transposed together: a cache line of f32.
+const LINE: usize = 16;
 
 /// Activations, laid out as the weights' vectors will meet them.
 struct Operand<'a> {
@@ -28,57 +34,82 @@ struct Operand<'a> {
     k: usize,
 }
 
-/// As [`super::matmul`], for small `m`.
-pub(super) fn few_rows(weight: &Matrix, x: &[f32], m: usize) -> Vec<f32> {
+/// Weights in a form that vectors can be read from.
+#[derive(Clone, Copy)]
+enum Weights<'a> {
+    /// Pairs of bfloat16, the even one in the lower half.
+    Pairs(&'a [u32]),
+    Singles(&'a [f32]),
+}
+
+/// See [`super::matmul`].
+pub(super) fn matmul(weight: &Matrix, x: &[f32], m: usize) -> Vec<f32> {
     let (n, k) = (weight.rows(), weight.cols());
-    let x = Operand::new(x, k, weight.float());
-    // Transposed, so that each task writes one run of it.
+    let pairs = weight.float() == Float::Bf16 && k.is_multiple_of(2);
+    let x = Operand::new(x, k, pairs);
+    // By weight rows, so that each task writes one run of it.
     let mut transposed = vec![0.0; n * m];
     let mut rest = transposed.as_mut_slice();
     let mut tasks = Vec::new();
-    for run in weight.runs((TASK_BYTES / (k * weight.float().size())).max(ROWS)) {
+    let task_rows = (TASK_BYTES / (k * weight.float().size())).next_multiple_of(4).max(4);
+    for run in weight.runs(task_rows) {
         let (out, after) = rest.split_at_mut(run.rows() * m);
         rest = after;
         tasks.push((run, out));
     }
     tasks.into_par_iter().for_each(|(run, out)| {
-        Arch::new().dispatch(Task { float: weight.float(), run, x: &x, m, out });
+        if let (true, Ok(words)) = (pairs, bytemuck::try_cast_slice(run.bytes())) {
+            return Arch::new().dispatch(Task { weights: Weights::Pairs(words), x: &x, m, out });
+        }
+        // What cannot be widened in registers is widened in memory; a few rows at a time are still
+        // in the first-level cache when they are used.
+        let some = if m <= TILE { 4 } else { run.rows() };
+        for (run, out) in run.parts(some).zip(out.chunks_mut(some * m)) {
+            run.with_f32(|rows| {
+                Arch::new().dispatch(Task { weights: Weights::Singles(rows), x: &x, m, out });
+            });
+        }
     });
-    if m == 1 { transposed } else { (0..m * n).map(|at| transposed[at % n * m + at / n]).collect() }
+    if m == 1 { transposed } else { transpose(&transposed, n, m) }
+}
+
+fn transpose(from: &[f32], n: usize, m: usize) -> Vec<f32> {
+    let mut to = vec![0.0; n * m];
+    to.par_chunks_mut(LINE * n).enumerate().for_each(|(line, to)| {
+        let (first, rows) = (line * LINE, to.len() / n);
+        for (j, from) in from.chunks_exact(m).enumerate() {
+            for (i, value) in from[first..first + rows].iter().enumerate() {
+                to[i * n + j] = *value;
+            }
+        }
+    });
+    to
 }
 
 impl<'a> Operand<'a> {
-    fn new(all: &'a [f32], k: usize, float: Float) -> Self {
-        let (mut even, mut odd) = (Vec::new(), Vec::new());
-        if float == Float::Bf16 {
-            for row in all.chunks_exact(k) {
-                for pair in row.as_chunks::<2>().0 {
-                    even.push(pair[0]);
-                    odd.push(pair[1]);
-                }
-            }
-        }
+    /// `pairs` says whether even and odd elements are needed apart.
+    fn new(all: &'a [f32], k: usize, pairs: bool) -> Self {
+        let split = if pairs { all.as_chunks::<2>().0 } else { &[] };
+        let even = split.iter().map(|pair| pair[0]).collect();
+        let odd = split.iter().map(|pair| pair[1]).collect();
         Self { all, even, odd, k }
-    }
-
-    #[inline(always)]
-    fn row(&self, at: usize) -> [&[f32]; 3] {
-        let half = self.k / 2;
-        let all = &self.all[at * self.k..][..self.k];
-        if self.even.is_empty() {
-            return [all, &[], &[]];
-        }
-        [all, &self.even[at * half..][..half], &self.odd[at * half..][..half]]
     }
 }
 
-/// One run of weight rows times all activations. `out` is by weight row, then by activation row.
+/// Some weight rows times all activations. `out` is by weight rows, and zero.
 struct Task<'a> {
-    float: Float,
-    run: Run<'a>,
+    weights: Weights<'a>,
     x: &'a Operand<'a>,
     m: usize,
     out: &'a mut [f32],
+}
+
+/// Where a tile is: from which row of activations on, and which elements of the rows.
+#[derive(Clone, Copy)]
+struct Place {
+    tile: usize,
+    first: usize,
+    len: usize,
 }
 
 impl WithSimd for Task<'_> {
@@ -86,158 +117,161 @@ impl WithSimd for Task<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let row_bytes = self.run.row_bytes();
-        let mut widened = vec![0.0; if self.float == Float::F16 { ROWS * self.x.k } else { 0 }];
-        let groups = self.run.bytes().chunks(ROWS * row_bytes).zip(self.out.chunks_mut(ROWS * self.m));
-        for (bytes, out) in groups {
-            let (float, bytes) = match self.float {
-                Float::F16 => {
-                    let widened = &mut widened[..bytes.len() / 2];
-                    widen(Float::F16, bytes, widened);
-                    (Float::F32, bytemuck::cast_slice(widened))
-                }
-                float => (float, bytes),
-            };
-            if out.len() == ROWS * self.m {
-                block_of_rows::<S, ROWS>(simd, float, bytes, self.x, self.m, out);
-            } else {
-                let row_bytes = bytes.len() / (out.len() / self.m);
-                for (bytes, out) in bytes.chunks_exact(row_bytes).zip(out.chunks_exact_mut(self.m)) {
-                    block_of_rows::<S, 1>(simd, float, bytes, self.x, self.m, out);
+        // A tile's sums should stay in registers.
+        if S::REGISTER_COUNT < 32 { self.tiles::<S, 2>(simd) } else { self.tiles::<S, 4>(simd) }
+    }
+}
+
+impl Task<'_> {
+    /// In tiles of `R` weight rows by [`TILE`] rows of activations.
+    #[inline(always)]
+    fn tiles<S: Simd, const R: usize>(self, simd: S) {
+        let (k, m) = (self.x.k, self.m);
+        let element_bytes = if matches!(self.weights, Weights::Pairs(_)) { 2 } else { 4 };
+        let depth = if m <= TILE { k } else { DEPTH_BYTES / element_bytes };
+        for first in (0..k).step_by(depth) {
+            let len = depth.min(k - first);
+            for tile in (0..m).step_by(TILE) {
+                let place = Place { tile, first, len };
+                for (group, out) in self.out.chunks_mut(R * m).enumerate() {
+                    if out.len() == R * m {
+                        some::<S, R>(simd, self.weights, group * R, self.x, place, out);
+                        continue;
+                    }
+                    for (at, out) in out.chunks_exact_mut(m).enumerate() {
+                        some::<S, 1>(simd, self.weights, group * R + at, self.x, place, out);
+                    }
                 }
             }
         }
     }
 }
 
-/// `R` weight rows times all activations, four activation rows at a time.
+/// One tile, from weight row `row` on, of as many rows of activations as there are.
 #[inline(always)]
-fn block_of_rows<S: Simd, const R: usize>(
+fn some<S: Simd, const R: usize>(
     simd: S,
-    float: Float,
-    bytes: &[u8],
+    weights: Weights<'_>,
+    row: usize,
     x: &Operand<'_>,
-    m: usize,
+    place: Place,
     out: &mut [f32],
 ) {
-    let row_bytes = bytes.len() / R;
-    let mut rows: [&[u8]; R] = [&[]; R];
-    for (row, bytes) in rows.iter_mut().zip(bytes.chunks_exact(row_bytes)) {
-        *row = bytes;
-    }
-    let mut first = 0;
-    while first < m {
-        match m - first {
-            1 => block::<S, R, 1>(simd, float, rows, x, first, m, out),
-            2 => block::<S, R, 2>(simd, float, rows, x, first, m, out),
-            3 => block::<S, R, 3>(simd, float, rows, x, first, m, out),
-            _ => block::<S, R, 4>(simd, float, rows, x, first, m, out),
-        }
-        first += 4;
+    match out.len() / R - place.tile {
+        1 => one::<S, R, 1>(simd, weights, row, x, place, out),
+        2 => one::<S, R, 2>(simd, weights, row, x, place, out),
+        3 => one::<S, R, 3>(simd, weights, row, x, place, out),
+        _ => one::<S, R, TILE>(simd, weights, row, x, place, out),
     }
 }
 
-/// `R` weight rows times `M` activation rows from `first` on.
+/// One tile of `R` by `M`.
 #[inline(always)]
-fn block<S: Simd, const R: usize, const M: usize>(
+fn one<S: Simd, const R: usize, const M: usize>(
     simd: S,
-    float: Float,
-    rows: [&[u8]; R],
+    weights: Weights<'_>,
+    row: usize,
     x: &Operand<'_>,
-    first: usize,
-    m: usize,
+    place: Place,
     out: &mut [f32],
 ) {
-    let mut operands: [[&[f32]; 3]; M] = [[&[]; 3]; M];
-    for (j, operand) in operands.iter_mut().enumerate() {
-        *operand = x.row(first + j);
-    }
-    let sums = match float {
-        Float::Bf16 => dots_bf16(simd, rows, operands),
-        Float::F32 | Float::F16 => dots_f32(simd, rows, operands),
+    let m = out.len() / R;
+    let sums = match weights {
+        Weights::Pairs(words) => dots_pairs::<S, R, M>(simd, words, row, x, place),
+        Weights::Singles(values) => dots_singles::<S, R, M>(simd, values, row, x, place),
     };
     for (r, sums) in sums.iter().enumerate() {
-        out[r * m + first..][..M].copy_from_slice(sums);
+        for (out, sum) in out[r * m + place.tile..][..M].iter_mut().zip(sums) {
+            *out += sum;
+        }
     }
 }
 
 #[inline(always)]
-fn dots_bf16<S: Simd, const R: usize, const M: usize>(
+fn dots_pairs<S: Simd, const R: usize, const M: usize>(
     simd: S,
-    rows: [&[u8]; R],
-    x: [[&[f32]; 3]; M],
+    words: &[u32],
+    row: usize,
+    x: &Operand<'_>,
+    place: Place,
 ) -> [[f32; M]; R] {
-    let (lanes, step) = (S::U32_LANES, size_of::<S::u32s>());
-    let vectors = rows[0].len() / step;
+    let (half, first, len) = (x.k / 2, place.first / 2, place.len / 2);
+    let vectors = len / S::U32_LANES;
+    // Cut to one length that the compiler sees, so that nothing is checked in the loop.
+    let (mut rows, mut rests) = ([&[][..]; R], [&[][..]; R]);
+    for r in 0..R {
+        let (whole, rest) = S::as_simd_u32s(&words[(row + r) * half + first..][..len]);
+        (rows[r], rests[r]) = (&whole[..vectors], rest);
+    }
+    let (mut evens, mut odds) = ([&[][..]; M], [&[][..]; M]);
+    for j in 0..M {
+        let start = (place.tile + j) * half + first;
+        evens[j] = &S::as_simd_f32s(&x.even[start..][..len]).0[..vectors];
+        odds[j] = &S::as_simd_f32s(&x.odd[start..][..len]).0[..vectors];
+    }
     let (shift, high) = (simd.splat_u32s(16), simd.splat_u32s(0xffff_0000));
     let mut sums = [[simd.splat_f32s(0.0); M]; R];
-    let mut halves = [(simd.splat_f32s(0.0), simd.splat_f32s(0.0)); M];
     for at in 0..vectors {
-        for j in 0..M {
-            halves[j] = (read::<S>(x[j][1], at * lanes), read::<S>(x[j][2], at * lanes));
+        for r in 0..R {
+            let even = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(rows[r][at], shift));
+            for j in 0..M {
+                sums[r][j] = simd.mul_add_e_f32s(even, evens[j][at], sums[r][j]);
+            }
         }
         for r in 0..R {
-            let words: S::u32s = pod_read_unaligned(&rows[r][at * step..][..step]);
-            let even = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(words, shift));
-            let odd = simd.transmute_f32s_u32s(simd.and_u32s(words, high));
+            let odd = simd.transmute_f32s_u32s(simd.and_u32s(rows[r][at], high));
             for j in 0..M {
-                sums[r][j] = simd.mul_add_e_f32s(even, halves[j].0, sums[r][j]);
-                sums[r][j] = simd.mul_add_e_f32s(odd, halves[j].1, sums[r][j]);
+                sums[r][j] = simd.mul_add_e_f32s(odd, odds[j][at], sums[r][j]);
             }
         }
     }
-    let done = vectors * 2 * lanes;
-    let element = |row: &[u8], at: usize| {
-        f32::from_bits(u32::from(u16::from_le_bytes([row[2 * at], row[2 * at + 1]])) << 16)
-    };
-    finish(simd, sums, rows, x, done, element)
-}
-
-#[inline(always)]
-fn dots_f32<S: Simd, const R: usize, const M: usize>(
-    simd: S,
-    rows: [&[u8]; R],
-    x: [[&[f32]; 3]; M],
-) -> [[f32; M]; R] {
-    let (lanes, step) = (S::F32_LANES, size_of::<S::f32s>());
-    let vectors = rows[0].len() / step;
-    let mut sums = [[simd.splat_f32s(0.0); M]; R];
-    for at in 0..vectors {
-        for r in 0..R {
-            let weights: S::f32s = pod_read_unaligned(&rows[r][at * step..][..step]);
-            for j in 0..M {
-                let operand = read::<S>(x[j][0], at * lanes);
-                sums[r][j] = simd.mul_add_e_f32s(weights, operand, sums[r][j]);
-            }
-        }
-    }
-    let element = |row: &[u8], at: usize| pod_read_unaligned(&row[4 * at..][..4]);
-    finish(simd, sums, rows, x, vectors * lanes, element)
-}
-
-#[inline(always)]
-fn read<S: Simd>(values: &[f32], at: usize) -> S::f32s {
-    pod_read_unaligned(bytemuck::cast_slice(&values[at..][..S::F32_LANES]))
-}
-
-/// Sums over lanes, and adds the elements from `done` on, which fill no vector.
-#[inline(always)]
-fn finish<S: Simd, const R: usize, const M: usize>(
-    simd: S,
-    sums: [[S::f32s; M]; R],
-    rows: [&[u8]; R],
-    x: [[&[f32]; 3]; M],
-    done: usize,
-    element: impl Fn(&[u8], usize) -> f32,
-) -> [[f32; M]; R] {
     let mut out = [[0.0; M]; R];
     for r in 0..R {
         for j in 0..M {
-            let all = x[j][0];
             out[r][j] = simd.reduce_sum_f32s(sums[r][j]);
-            for at in done..all.len() {
-                out[r][j] += element(rows[r], at) * all[at];
+            let rest = (place.tile + j) * x.k + place.first + 2 * (len - rests[r].len());
+            for (word, pair) in rests[r].iter().zip(x.all[rest..].as_chunks::<2>().0) {
+                out[r][j] += f32::from_bits(word << 16) * pair[0];
+                out[r][j] += f32::from_bits(word & 0xffff_0000) * pair[1];
             }
+        }
+    }
+    out
+}
+
+#[inline(always)]
+fn dots_singles<S: Simd, const R: usize, const M: usize>(
+    simd: S,
+    values: &[f32],
+    row: usize,
+    x: &Operand<'_>,
+    place: Place,
+) -> [[f32; M]; R] {
+    let Place { tile, first, len } = place;
+    let vectors = len / S::F32_LANES;
+    let (mut rows, mut rests) = ([&[][..]; R], [&[][..]; R]);
+    for r in 0..R {
+        let (whole, rest) = S::as_simd_f32s(&values[(row + r) * x.k + first..][..len]);
+        (rows[r], rests[r]) = (&whole[..vectors], rest);
+    }
+    let (mut operands, mut operand_rests) = ([&[][..]; M], [&[][..]; M]);
+    for j in 0..M {
+        let (whole, rest) = S::as_simd_f32s(&x.all[(tile + j) * x.k + first..][..len]);
+        (operands[j], operand_rests[j]) = (&whole[..vectors], rest);
+    }
+    let mut sums = [[simd.splat_f32s(0.0); M]; R];
+    for at in 0..vectors {
+        for r in 0..R {
+            for j in 0..M {
+                sums[r][j] = simd.mul_add_e_f32s(rows[r][at], operands[j][at], sums[r][j]);
+            }
+        }
+    }
+    let mut out = [[0.0; M]; R];
+    for r in 0..R {
+        for j in 0..M {
+            let rest: f32 = rests[r].iter().zip(operand_rests[j]).map(|(a, b)| a * b).sum();
+            out[r][j] = simd.reduce_sum_f32s(sums[r][j]) + rest;
         }
     }
     out

@@ -260,9 +260,10 @@ async fn an_echo_longer_than_a_pass_is_whole() {
     let request = Request { echo: true, logprobs: Some(0), ..tokens(prompt.clone(), 1) };
     let answer = ask(&engine, request).await;
     assert_eq!(answer.prompt.len(), 1100);
-    for at in 1..1100 {
-        let expected = sampling::logprob(&logits.values[(at - 1) * 512..at * 512], prompt[at], 0).logprob;
-        let got = answer.prompt[at].logprob.as_ref().unwrap().logprob;
+    let scored = logits.values.chunks_exact(512).zip(&answer.prompt[1..]);
+    for (at, (before, token)) in scored.enumerate() {
+        let expected = sampling::logprob(before, token.id, 0).logprob;
+        let got = token.logprob.as_ref().unwrap().logprob;
         assert!((got - expected).abs() < 1e-3, "{at}: {got} {expected}");
     }
 }
