@@ -164,7 +164,8 @@ pub fn program() -> &'static Path {
         let test = std::env::current_exe().expect("a test has a path");
         let profile_dir = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/test");
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--package", "surf-node", "--bin", "surf-node"]);
+        // The whole workspace, so that dependencies have the features they were tested with.
+        build.args(["build", "--quiet", "--workspace", "--bin", "surf-node"]);
         if profile_dir.ends_with("release") {
             build.arg("--release");
         }

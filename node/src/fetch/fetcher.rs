@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::{StreamExt, stream};
 use surf_protocol::{Chunk, Manifest, ModelId, VerifiedRange, manifest::ChunkEntry};
 use tokio::sync::{mpsc, oneshot};
 
@@ -18,6 +19,9 @@ use crate::{
 
 /// Questions waiting for the fetching task. Beyond this, askers wait.
 const COMMANDS_MAX: usize = 1024;
+
+/// Peers asked for a manifest at the same time. One that is gone must not hold up one that is there.
+const MANIFESTS_AT_ONCE: usize = 4;
 
 /// A way to ask for chunks. Cloning it is cheap; fetching ends when the last one is dropped.
 #[derive(Clone, Debug)]
@@ -65,12 +69,24 @@ impl Fetcher {
         let named = self.directory.providers(Key::Model(model)).await;
         let named = named.map_err(|error| SourceError::failed("swarm", error))?;
         let known = self.command(|reply| Command::Known { reply }).await?;
-        for peer in named.iter().chain(known.iter().filter(|peer| !named.contains(peer))) {
-            match self.asker.manifest(peer, model).await {
+        let mut peers = named;
+        for peer in known {
+            if peers.iter().all(|other| other.id != peer.id) {
+                peers.push(peer);
+            }
+        }
+        let mut asking = stream::iter(peers)
+            .map(|peer| async move {
+                let answer = self.asker.manifest(&peer, model).await;
+                (peer, answer)
+            })
+            .buffer_unordered(MANIFESTS_AT_ONCE);
+        while let Some((peer, answer)) = asking.next().await {
+            match answer {
                 Ok(manifest) => return Ok(Some(manifest)),
                 Err(failed) => {
-                    tracing::debug!(?peer, error = %failed.error, "no manifest");
-                    self.blame(peer, &failed.error).await?;
+                    tracing::debug!(peer = %peer.id, error = %failed.error, "no manifest");
+                    self.blame(&peer, &failed.error).await?;
                 }
             }
         }

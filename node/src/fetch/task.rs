@@ -305,7 +305,7 @@ impl Task {
                 self.answer_curious(model, false);
             }
             Report::Claim { peer, has: Err(failed), .. } => {
-                tracing::debug!(?peer, error = %failed.error, "does not say what it has");
+                tracing::debug!(peer = %peer.id, error = %failed.error, "does not say what it has");
                 if let RequestError::Lied(_) | RequestError::Size { .. } = failed.error {
                     self.on_command(Command::Lied { peer: peer.id });
                 }

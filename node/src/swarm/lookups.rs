@@ -53,6 +53,8 @@ struct Lookup {
     /// When the query began.
     begun: Option<Instant>,
     ended: bool,
+    /// Whether this is an answer of an earlier look-up.
+    cached: bool,
 }
 
 impl Lookups {
@@ -60,14 +62,21 @@ impl Lookups {
     pub(super) fn ask(&mut self, key: Key, reply: oneshot::Sender<Vec<Peer>>, now: Instant) {
         if let Some(lookup) = self.open.get_mut(&key) {
             lookup.askers.push(reply);
+            if lookup.begun.is_some_and(|begun| begun + PATIENCE_MAX <= now) {
+                // This one hangs on somebody who does not answer; what it had to say has been said.
+                (lookup.begun, lookup.ended) = (None, false);
+                self.running.retain(|_, running| *running != key);
+                self.waiting.push_back(key);
+            }
             return;
         }
-        let mut lookup = Lookup { askers: vec![reply], found: BTreeSet::new(), begun: None, ended: false };
+        let mut lookup =
+            Lookup { askers: vec![reply], found: BTreeSet::new(), begun: None, ended: false, cached: false };
         match self.answers.get(&key) {
             Some((at, peers)) if now < *at + FRESH => {
                 lookup.found.extend(peers);
                 lookup.begun = Some(now);
-                lookup.ended = true;
+                (lookup.ended, lookup.cached) = (true, true);
             }
             _ => self.waiting.push_back(key),
         }
@@ -104,18 +113,10 @@ impl Lookups {
     }
 
     /// There will be no more instalments.
-    pub(super) fn ended(&mut self, query: QueryId, now: Instant) {
-        let Some(key) = self.running.remove(&query) else { return };
-        let Some(lookup) = self.open.get_mut(&key) else { return };
-        lookup.ended = true;
-        // "Nobody" is not remembered: the first who has it should be found at once.
-        if !lookup.found.is_empty() {
-            if ANSWERS_MAX <= self.answers.len() {
-                self.answers.retain(|_, (at, _)| now < *at + FRESH);
-            }
-            if self.answers.len() < ANSWERS_MAX {
-                self.answers.insert(key, (now, lookup.found.iter().copied().collect()));
-            }
+    pub(super) fn ended(&mut self, query: QueryId) {
+        let lookup = self.running.remove(&query).and_then(|key| self.open.get_mut(&key));
+        if let Some(lookup) = lookup {
+            lookup.ended = true;
         }
     }
 
@@ -126,7 +127,8 @@ impl Lookups {
 
     /// Answers whatever can be answered at `now`.
     pub(super) fn settle(&mut self, now: Instant, mut whereabouts: impl FnMut(&PeerId) -> Whereabouts) {
-        self.open.retain(|_, lookup| {
+        let answers = &mut self.answers;
+        self.open.retain(|key, lookup| {
             let Some(begun) = lookup.begun else { return true };
             if !lookup.askers.is_empty() {
                 let (mut known, mut coming) = (Vec::new(), !lookup.ended);
@@ -136,6 +138,10 @@ impl Lookups {
                         Whereabouts::Coming => coming = true,
                         Whereabouts::Unknown => {}
                     }
+                }
+                // "Nobody" is not remembered: the first who has it should be found at once.
+                if lookup.ended && !lookup.cached && !known.is_empty() {
+                    remember(answers, *key, now, &lookup.found);
                 }
                 let patience = if known.is_empty() { PATIENCE_MAX } else { PATIENCE };
                 if !coming || begun + patience <= now {
@@ -161,6 +167,20 @@ impl Lookups {
     /// Whether anything is open: if not, there is nothing to settle.
     pub(super) fn is_idle(&self) -> bool {
         self.open.is_empty()
+    }
+}
+
+fn remember(
+    answers: &mut HashMap<Key, (Instant, Vec<PeerId>)>,
+    key: Key,
+    now: Instant,
+    found: &BTreeSet<PeerId>,
+) {
+    if ANSWERS_MAX <= answers.len() {
+        answers.retain(|_, (at, _)| now < *at + FRESH);
+    }
+    if answers.len() < ANSWERS_MAX {
+        answers.insert(key, (now, found.iter().copied().collect()));
     }
 }
 
@@ -206,7 +226,7 @@ mod tests {
         assert_eq!(lookups.found(ids[0], []), []);
         assert_eq!(lookups.found(ids[0], [one, two]), [two]);
         assert_eq!(lookups.found(ids[1], [two]), [], "nobody asked this");
-        lookups.ended(ids[0], now);
+        lookups.ended(ids[0]);
         lookups.settle(now, |id| if *id == one { Whereabouts::Known(peer(1)) } else { Whereabouts::Coming });
         assert!(first.try_recv().is_err(), "somebody is being met");
         lookups.settle(now, |_| Whereabouts::Known(peer(2)));
@@ -249,9 +269,34 @@ mod tests {
         assert_eq!(lookups.wake(now + PATIENCE), Some(now + PATIENCE_MAX));
         lookups.settle(now + PATIENCE_MAX, whereabouts);
         assert_eq!(none.try_recv().unwrap(), []);
-        ids.iter().for_each(|id| lookups.ended(*id, now + PATIENCE_MAX));
+        ids.iter().for_each(|id| lookups.ended(*id));
         lookups.settle(now + PATIENCE_MAX, whereabouts);
         assert!(lookups.is_idle());
+    }
+
+    #[test]
+    fn a_look_up_that_hangs_is_begun_again_and_the_dead_are_not_remembered() {
+        let (now, ids) = (Instant::now(), query_ids(2));
+        let (dead, alive) = (PeerId::random(), PeerId::random());
+        let whereabouts =
+            |id: &PeerId| if *id == alive { Whereabouts::Known(peer(1)) } else { Whereabouts::Coming };
+        let mut lookups = Lookups::default();
+        let mut first = asked(&mut lookups, key(1), now);
+        lookups.next().unwrap();
+        lookups.begun(key(1), ids[0], now);
+        lookups.found(ids[0], [dead]);
+        lookups.settle(now + PATIENCE_MAX, whereabouts);
+        assert_eq!(first.try_recv().unwrap(), []);
+
+        let later = now + PATIENCE_MAX;
+        let mut second = asked(&mut lookups, key(1), later);
+        assert_eq!(lookups.next(), Some(key(1)), "whoever has come since would not be asked");
+        lookups.begun(key(1), ids[1], later);
+        lookups.ended(ids[0]);
+        assert_eq!(lookups.found(ids[1], [dead, alive]), [alive]);
+        lookups.ended(ids[1]);
+        lookups.settle(later + PATIENCE, whereabouts);
+        assert_eq!(second.try_recv().unwrap(), [peer(1)]);
     }
 
     #[test]

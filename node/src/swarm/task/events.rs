@@ -174,7 +174,7 @@ impl Task {
             other => trace!(?other, "query progressed"),
         }
         if step.last {
-            self.lookups.ended(id, Instant::now());
+            self.lookups.ended(id);
             self.announcing.remove(&id);
         }
     }
