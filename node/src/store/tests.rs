@@ -1,3 +1,5 @@
+//! What is kept, what is evicted, and what survives a kill.
+
 use std::{
     fs,
     path::Path,

@@ -1,3 +1,5 @@
+//! Products against sums in f64, for shapes that fit no vector.
+
 use bytes::Bytes;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Folders and web servers, honest and not.
+
 use std::{fs, net::SocketAddr};
 
 use tokio::{
