@@ -1,6 +1,8 @@
 //! A node killed in the middle of a pull, many times, loses at most what was under way, and keeps
 //! nothing that is not whole.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use std::{
     fs,
     process::{Command, Stdio},
@@ -10,6 +12,7 @@ use std::{
 use surf_tests::{Process, program};
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "the sleep blocks nobody: this test has a thread of its own")]
 fn killed_many_times_a_pull_still_ends_and_every_byte_is_right() {
     let folder = tempfile::tempdir().unwrap();
     let mut noise = blake3::Hasher::new().update(b"crash").finalize_xof();

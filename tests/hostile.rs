@@ -1,6 +1,8 @@
 //! Peers that serve wrong bytes, stall, hang up or boast: the pull ends well from the others, the liar
 //! is dropped, and memory stays bounded.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use surf_node::{

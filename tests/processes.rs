@@ -1,6 +1,8 @@
 //! Three processes: what one publishes, another runs without ever having had it, and goes on when the
 //! publisher is gone.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use surf_tests::{Process, text, tiny_surfer};
 
 const PROMPT: &[&str] = &["-p", "Once upon a time", "--max-tokens", "24", "--temperature", "0"];

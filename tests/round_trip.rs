@@ -1,5 +1,7 @@
 //! What is exported is what was published, byte for byte, whatever the folder holds.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
 
 use surf_tests::{Process, fixture};

@@ -1,16 +1,30 @@
 //! A model computes before it has arrived, nothing is fetched twice, and what should stay in memory
 //! does.
 
-use std::collections::HashMap;
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use surf_node::{
     Node,
     api::{Checked, PublishRequest},
+    config,
     engine::{Event as Said, Prompt, Request},
+    fetch::{Directory, Key},
+    identity::Identity,
     journal::Event,
+    source::{Library, SourceError},
+    store::Store,
+    swarm, transfer,
 };
+use surf_protocol::{Bitmap, ChunkId, ModelId};
 use surf_tests::{TestNode, fixture, start, tiny_surfer};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::sleep,
+};
 
 const PLENTY: u64 = 1 << 30;
 
@@ -83,9 +97,45 @@ fn recorded(name: &str) -> std::path::PathBuf {
     }
 }
 
+/// A seed whose disk takes its time over every chunk, as slow links do.
+#[derive(Debug)]
+struct Slow {
+    store: Store,
+    turn: Mutex<()>,
+}
+
+impl Library for Slow {
+    fn manifest(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>> {
+        self.store.manifest(model)
+    }
+
+    fn have(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bitmap>, SourceError>> {
+        self.store.have(model)
+    }
+
+    fn serve(&self, id: ChunkId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>> {
+        Box::pin(async move {
+            let _turn = self.turn.lock().await;
+            sleep(Duration::from_millis(20)).await;
+            self.store.serve(id).await
+        })
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cold_start_computes_before_the_model_is_here_and_fetches_nothing_twice() {
-    let (_seed, empty, model) = pair(&tiny_surfer(), PLENTY).await;
+    let publisher = start(&[], PLENTY).await;
+    let model = publish(&publisher.node, &tiny_surfer()).await;
+    let (identity, any) = (Identity::generate(), SocketAddr::from(([127, 0, 0, 1], 0)));
+    let endpoint = transfer::Endpoint::bind(&identity, &config::Transfer { listen: any }).unwrap();
+    let slow = Slow { store: publisher.node.store().clone(), turn: Mutex::default() };
+    endpoint.serve(Arc::new(slow)).unwrap();
+    let control = config::Swarm { listen: any, bootstrap: Vec::new(), mdns: false };
+    let (swarm, listening) = swarm::start(&identity, &control, endpoint.local_addr()).await.unwrap();
+    let id = model.parse().unwrap();
+    swarm.announce(id, vec![Key::Model(id)]).await.unwrap();
+
+    let empty = start(&listening.addrs, PLENTY).await;
     generate(&empty.node, &model, 8).await;
     let entries = empty.node.journal().entries();
     let computed = entries.iter().find_map(|entry| match &entry.event {

@@ -408,9 +408,11 @@ pub struct GenerationStats {
 pub struct CacheStats {
     /// Forward passes.
     pub passes: u64,
-    /// Times a group was in memory when a pass needed it.
+    /// Times a group that stays in memory was there when a pass needed it.
     pub hits: u64,
-    /// Times it had to be read or fetched.
+    /// Times a group that does not stay had come before a pass needed it.
+    pub ready: u64,
+    /// Times a pass had to wait for a group.
     pub misses: u64,
     /// The same, for each group in the order of a pass.
     pub per_group: Vec<GroupCache>,
@@ -423,9 +425,11 @@ pub struct CacheStats {
 pub struct GroupCache {
     /// Which part of the model.
     pub group: String,
-    /// Times it was in memory when a pass needed it.
+    /// Times it was there because it stays in memory.
     pub hits: u64,
-    /// Times it had to be read or fetched.
+    /// Times it does not stay and had come before it was needed.
+    pub ready: u64,
+    /// Times a pass had to wait for it.
     pub misses: u64,
     /// Bytes in it.
     pub bytes: u64,

@@ -168,10 +168,12 @@ fn show(output: &Output, told: &Told, names: &BTreeMap<String, &str>) -> Result<
     for (peer, bytes) in &sources {
         text.push_str(&format!("  {peer:<10} {:>10}\n", human::bytes(*bytes)));
     }
-    text.push_str(&format!("\nIn memory when needed, of {} passes:\n", told.cache.passes));
+    text.push_str(&format!("\nIn {} passes over the layers, each was\n", told.cache.passes));
+    text.push_str("              in memory  come in time  waited for\n");
     for group in &told.cache.per_group {
-        let asked = group.hits + group.misses;
-        text.push_str(&format!("  {:<10} {:>4} of {asked}\n", group.group, group.hits));
+        let (name, bytes) = (&group.group, human::bytes(group.bytes));
+        let counts = format!("{:>9}  {:>12}  {:>10}", group.hits, group.ready, group.misses);
+        text.push_str(&format!("  {name:<10}  {counts}  ({bytes})\n"));
     }
     output.text(&text)
 }

@@ -186,8 +186,9 @@ fn summary(stats: &GenerationStats) -> String {
         human::seconds(stats.ttft_ms / 1e3),
         stats.tokens_per_s,
     );
-    if 0 < cache.hits + cache.misses {
-        let hits = human::percent(cache.hits, cache.hits + cache.misses);
+    let needed = cache.hits + cache.ready + cache.misses;
+    if 0 < needed {
+        let hits = human::percent(cache.hits, needed);
         text += &format!("; {hits} of the weights were in memory over {} passes", cache.passes);
     }
     text
@@ -195,10 +196,17 @@ fn summary(stats: &GenerationStats) -> String {
 
 fn groups(cache: &CacheStats) -> String {
     let rows = cache.per_group.iter().map(|group| {
-        [group.group.clone(), group.hits.to_string(), group.misses.to_string(), human::bytes(group.bytes)]
+        let counts = [group.hits, group.ready, group.misses].map(|count| count.to_string());
+        let [hits, ready, misses] = counts;
+        [group.group.clone(), hits, ready, misses, human::bytes(group.bytes)]
     });
-    let columns =
-        [("GROUP", Align::Left), ("HITS", Align::Right), ("MISSES", Align::Right), ("SIZE", Align::Right)];
+    let columns = [
+        ("GROUP", Align::Left),
+        ("HITS", Align::Right),
+        ("READY", Align::Right),
+        ("MISSES", Align::Right),
+        ("SIZE", Align::Right),
+    ];
     human::table(columns, &rows.collect::<Vec<_>>())
 }
 

@@ -8,9 +8,10 @@ use super::{Globals, settings::LogFormat};
 pub(crate) fn for_node(globals: &Globals, format: LogFormat) {
     let level = match (globals.quiet, globals.verbose) {
         (true, _) => "error",
-        (false, 0) => "warn,surf_node=info",
+        // Kademlia warns of a node that has nobody to ask yet, which every first node is.
+        (false, 0) => "warn,libp2p_kad=error,surf_node=info",
         (false, 1) => "info,surf_node=debug",
-        (false, _) => "debug,surf_node=trace",
+        (false, _) => "debug,sled=info,surf_node=trace",
     };
     start(level, format);
 }

@@ -42,12 +42,15 @@ pub struct Parts {
     /// Gets bytes from a peer.
     pub dialer: Arc<dyn Dialer>,
     /// Asked when no peer has a chunk, in this order, by name.
-    pub origins: Vec<(String, Arc<dyn ChunkSource>)>,
+    pub origins: Vec<Origin>,
     /// Told what arrives.
     pub journal: Arc<Journal>,
     /// Seed of the dice.
     pub seed: u64,
 }
+
+/// A folder, bucket or web server that holds chunks, with its name.
+pub type Origin = (String, Arc<dyn ChunkSource>);
 
 impl Fetcher {
     /// Starts the task that fetches.

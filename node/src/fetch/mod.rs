@@ -28,7 +28,7 @@ use surf_protocol::{
     wire::{Refusal, Request},
 };
 
-pub use fetcher::{Fetcher, Parts};
+pub use fetcher::{Fetcher, Origin, Parts};
 pub use model::Model;
 pub use traffic::{Source, Traffic};
 

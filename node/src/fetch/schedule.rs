@@ -6,7 +6,7 @@
 //! - Order: deadlines first, the nearest before the farther; everything else in an order of the
 //!   dice, so that a herd of nodes does not want the same chunk at the same time.
 //! - Peer: of those that claim the chunk and have room, the one expected to finish it first.
-//! - Room: a peer has at most [`IN_FLIGHT_BYTES_MAX`] outstanding, fewer when it is slow, so that
+//! - Room: a peer has at most `IN_FLIGHT_BYTES_MAX` outstanding, fewer when it is slow, so that
 //!   what becomes urgent does not wait behind what is not.
 //! - Trust: a peer gets one request until it has delivered, so a liar wastes one chunk.
 //! - Failure: a peer that fails is left alone for a while that doubles each time; one that lies is

@@ -18,14 +18,14 @@ use tokio::{
 };
 
 use super::{
-    Directory, Parts, Peer, Source, Traffic,
+    Directory, Origin, Parts, Peer, Source, Traffic,
     lookup::{LookUp, Report},
     request::{Asker, Failed, RequestError},
     schedule::{Assignment, Outcome, Schedule},
 };
 use crate::{
     journal::{Event, Journal},
-    source::{ChunkSource, Keeper, SourceError, Urgency},
+    source::{Keeper, SourceError, Urgency},
 };
 
 /// While something is wanted of a model, its holders are looked up again this often: new ones may
@@ -70,7 +70,7 @@ pub(super) struct Task {
     keeper: Arc<dyn Keeper>,
     directory: Arc<dyn Directory>,
     asker: Asker,
-    origins: Arc<Vec<(String, Arc<dyn ChunkSource>)>>,
+    origins: Arc<Vec<Origin>>,
     journal: Arc<Journal>,
     commands: mpsc::Receiver<Command>,
     reports: mpsc::Receiver<Report>,

@@ -208,6 +208,7 @@ impl Loaded {
             .map(|group| GroupCache {
                 group: group.group.clone(),
                 hits: group.hits,
+                ready: group.ready,
                 misses: group.misses,
                 bytes: group.bytes,
             })
@@ -215,6 +216,7 @@ impl Loaded {
         CacheStats {
             passes: stats.passes,
             hits: per_group.iter().map(|group| group.hits).sum(),
+            ready: per_group.iter().map(|group| group.ready).sum(),
             misses: per_group.iter().map(|group| group.misses).sum(),
             per_group,
             resident_bytes: stats.resident_bytes,

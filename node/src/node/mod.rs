@@ -19,10 +19,10 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
     config::Config,
-    fetch::{Fetcher, Parts},
+    fetch::{Fetcher, Origin, Parts},
     identity::{self, Identity, IdentityError},
     journal::Journal,
-    source::{ChunkSource, Object, OpenError},
+    source::{Object, OpenError},
     store::{Store, StoreError},
     swarm, transfer,
 };
@@ -166,7 +166,7 @@ impl Drop for Running {
     }
 }
 
-fn origins(config: &Config) -> Result<Vec<(String, Arc<dyn ChunkSource>)>, OpenError> {
+fn origins(config: &Config) -> Result<Vec<Origin>, OpenError> {
     let open = |url: &url::Url| Ok((url.to_string(), Arc::new(Object::open(url)?) as _));
     config.fetch.origins.iter().map(open).collect()
 }

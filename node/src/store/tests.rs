@@ -15,7 +15,6 @@ use crate::source::conformance;
 
 mod crash;
 mod references;
-mod throughput;
 
 const SIZE: usize = 1000;
 

@@ -138,7 +138,7 @@ pub async fn generate(
 async fn timed(node: &Node, model: &str, prompt: usize, tokens: usize) -> Result<(f64, f64), Failed> {
     let ids = (0..prompt as u32).map(|at| 3 + at * 7 % 1000).collect();
     let request = Request { max_tokens: Some(tokens), ignore_eos: true, ..Request::new(Prompt::Tokens(ids)) };
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     let generation = node.generate(model, request).await;
     let mut generation = generation.map_err(|error| Failed::to("generate", error))?;
     let (mut first, mut came) = (None, 0);

@@ -1,10 +1,12 @@
 //! Bare quinn: one stream of bytes from memory to nowhere, with quinn's own settings. What any program
 //! over QUIC can at best approach.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Instant};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use surf_node::identity::Identity;
 use surf_protocol::NodeId;
+
+use tokio::time::Instant;
 
 use super::Failed;
 

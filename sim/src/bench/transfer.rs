@@ -98,7 +98,7 @@ fn pull(options: &Options, dir: &Path, folder: &Path) -> Result<Report, Failed> 
     let gib = options.size as f64 / (1u64 << 30) as f64;
     let seed = Running::join(&options.program, &dir.join("seed"), None)?;
     let watch = Watch::start(seed.child.id());
-    let started = std::time::Instant::now();
+    let started = tokio::time::Instant::now();
     let published = seed.command(&options.program, &["publish".as_ref(), folder.as_os_str()])?;
     let publish_s = started.elapsed().as_secs_f64();
     let memory_publish = watch.peak();

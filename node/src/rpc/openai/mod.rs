@@ -314,13 +314,18 @@ fn broke_off() -> ApiError {
 fn since(before: &CacheStats, after: CacheStats) -> CacheStats {
     let old = |group: &str| before.per_group.iter().find(|old| old.group == group);
     let per_group = after.per_group.into_iter().map(|new| {
-        let (hits, misses) = old(&new.group).map_or((0, 0), |old| (old.hits, old.misses));
-        let (hits, misses) = (new.hits.saturating_sub(hits), new.misses.saturating_sub(misses));
-        GroupCache { hits, misses, ..new }
+        let old = old(&new.group).cloned().unwrap_or_default();
+        GroupCache {
+            hits: new.hits.saturating_sub(old.hits),
+            ready: new.ready.saturating_sub(old.ready),
+            misses: new.misses.saturating_sub(old.misses),
+            ..new
+        }
     });
     CacheStats {
         passes: after.passes.saturating_sub(before.passes),
         hits: after.hits.saturating_sub(before.hits),
+        ready: after.ready.saturating_sub(before.ready),
         misses: after.misses.saturating_sub(before.misses),
         per_group: per_group.collect(),
         resident_bytes: after.resident_bytes,

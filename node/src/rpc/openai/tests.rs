@@ -321,13 +321,16 @@ async fn a_streamed_text_ends_with_done_and_only_if_it_is_whole() {
 
 #[test]
 fn counts_are_those_of_this_answer() {
-    let group = |hits, misses| GroupCache { group: "head".into(), hits, misses, bytes: 5 };
-    let before =
-        CacheStats { passes: 3, hits: 9, misses: 3, per_group: vec![group(2, 1)], resident_bytes: 1 };
-    let after =
-        CacheStats { passes: 5, hits: 13, misses: 5, per_group: vec![group(3, 2)], resident_bytes: 7 };
-    let expected =
-        CacheStats { passes: 2, hits: 4, misses: 2, per_group: vec![group(1, 1)], resident_bytes: 7 };
+    let stats = |passes, hits, ready, misses, resident_bytes| CacheStats {
+        passes,
+        hits,
+        ready,
+        misses,
+        per_group: vec![GroupCache { group: "head".into(), hits, ready, misses, bytes: 5 }],
+        resident_bytes,
+    };
+    let (before, after) = (stats(3, 9, 1, 3, 1), stats(5, 13, 4, 5, 7));
+    let expected = stats(2, 4, 3, 2, 7);
     assert_eq!(since(&before, after), expected);
 }
 
