@@ -49,8 +49,12 @@ const PAUSE_FIRST: Duration = Duration::from_millis(500);
 /// The longest a peer is left alone.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// Failures in a row after which a peer is taken for gone, until the directory names it again.
+/// Failures in a row after which a peer is taken for gone, until it says again what it has.
 const FAILURES_MAX: u32 = 3;
+
+/// Failures in a row after which it is not believed any more: it may answer questions and still give
+/// nothing, and whoever waits for it should be told in the end.
+const FAILURES_BELIEVED_MAX: u32 = 6;
 
 /// Queue entries looked at for one assignment. The first ones matter; the rest can wait a turn.
 const LOOK_MAX: usize = 512;
@@ -112,6 +116,8 @@ struct PeerState {
     in_flight: usize,
     in_flight_bytes: u64,
     failures: u32,
+    /// Has said what it has since it last failed.
+    answers: bool,
     paused_until: Option<Instant>,
     /// Has delivered at least once.
     proven: bool,
@@ -174,16 +180,14 @@ impl Schedule {
         self.wanted.remove(&model);
     }
 
-    /// `peer` says which chunks of `model` it has. A peer that answers is there: earlier failures
-    /// to reach it are forgotten, lies are not.
+    /// `peer` says which chunks of `model` it has. A peer that answers is there, and is tried again
+    /// however often it has failed, up to a limit. Lies are not forgiven.
     pub fn claims(&mut self, peer: NodeId, model: ModelId, has: Bitmap, now: Instant) {
         let state = self.peer(peer, now);
         if state.lied {
             return;
         }
-        if FAILURES_MAX <= state.failures {
-            (state.failures, state.paused_until) = (0, None);
-        }
+        state.answers = true;
         self.claims.entry(model).or_default().insert(peer, has);
     }
 
@@ -303,7 +307,7 @@ impl Schedule {
     fn holders(&self, want: &Want) -> impl Iterator<Item = NodeId> {
         let found = self.found.get(&want.chunk.id).into_iter().flatten().copied();
         let claimed = self.claimants(want.model, want.position);
-        claimed.chain(found).filter(|id| self.peers[id].failures < FAILURES_MAX)
+        claimed.chain(found).filter(|id| self.peers[id].is_there())
     }
 
     fn claimants(&self, model: ModelId, position: usize) -> impl Iterator<Item = NodeId> {
@@ -348,6 +352,7 @@ impl PeerState {
             in_flight: 0,
             in_flight_bytes: 0,
             failures: 0,
+            answers: true,
             paused_until: None,
             proven: false,
             lied: false,
@@ -359,6 +364,10 @@ impl PeerState {
     /// Seconds until `size` more bytes would be here.
     fn expected(&self, size: u64) -> f64 {
         (self.in_flight_bytes + size) as f64 / self.rate
+    }
+
+    fn is_there(&self) -> bool {
+        self.failures < FAILURES_MAX || self.answers && self.failures < FAILURES_BELIEVED_MAX
     }
 
     fn is_paused(&self, now: Instant) -> bool {
@@ -401,6 +410,7 @@ impl PeerState {
                 let pause = (PAUSE_FIRST * 2u32.saturating_pow(self.failures.min(16))).min(PAUSE_MAX);
                 self.paused_until = Some(now + pause);
                 self.failures = self.failures.saturating_add(1);
+                self.answers = false;
             }
             Outcome::Lied => self.lied = true,
         }

@@ -12,12 +12,18 @@ mod inference;
 mod models;
 mod view;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use surf_protocol::NodeId;
 use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
+    api::TransferStatus,
     config::Config,
     fetch::{Fetcher, Origin, Parts},
     identity::{self, Identity, IdentityError},
@@ -50,6 +56,8 @@ struct Running {
     fetcher: Fetcher,
     journal: Arc<Journal>,
     loaded: inference::Slot,
+    /// What is being pulled, by a number of its own.
+    pulls: Mutex<BTreeMap<u64, TransferStatus>>,
     announcing: JoinHandle<()>,
 }
 
@@ -128,6 +136,7 @@ impl Node {
                 fetcher,
                 journal,
                 loaded: inference::Slot::default(),
+                pulls: Mutex::default(),
                 announcing,
             }),
         })

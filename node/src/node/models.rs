@@ -57,8 +57,13 @@ impl Node {
         tell(&progress, waiting);
         let manifest = self.manifest(model).await?;
         let (store, fetcher) = (&self.parts.store, &self.parts.fetcher);
-        let done =
-            publish::pull(store, fetcher, &manifest, |pull| tell(&progress, view::pulling(pull))).await?;
+        let listed = view::Listed::new(self, manifest.id().to_string());
+        let told = |pull: &publish::Pull| {
+            let now = view::pulling(pull);
+            listed.update(&now);
+            tell(&progress, now);
+        };
+        let done = publish::pull(store, fetcher, &manifest, told).await?;
         Ok(self.pulled(&manifest, &done))
     }
 

@@ -8,7 +8,7 @@ use super::Node;
 use crate::{
     api::{
         FileInfo, GroupInfo, ModelDetail, ModelInfo, PeerView, PullProgress, PullSource, Pulled, Status,
-        StoreStatus,
+        StoreStatus, TransferStatus,
     },
     fetch::Source,
     identity,
@@ -37,7 +37,7 @@ impl Node {
             },
             models: self.parts.store.models().len(),
             loaded: self.parts.loaded.view().into_iter().collect(),
-            transfers: Vec::new(),
+            transfers: self.parts.pulls.lock().expect("no panics while held").values().cloned().collect(),
         }
     }
 
@@ -105,6 +105,39 @@ fn path_of(addr: SocketAddr) -> &'static str {
         std::net::IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
     };
     if private { "lan" } else { "direct" }
+}
+
+/// One pull in the node's list of transfers, as long as it lives.
+pub(super) struct Listed<'a> {
+    node: &'a Node,
+    number: u64,
+    model: String,
+}
+
+impl<'a> Listed<'a> {
+    pub(super) fn new(node: &'a Node, model: String) -> Self {
+        let mut pulls = node.parts.pulls.lock().expect("no panics while held");
+        let number = pulls.last_key_value().map_or(0, |(last, _)| last + 1);
+        pulls.insert(number, TransferStatus { model: model.clone(), ..TransferStatus::default() });
+        Self { node, number, model }
+    }
+
+    pub(super) fn update(&self, progress: &PullProgress) {
+        let transfer = TransferStatus {
+            model: self.model.clone(),
+            bytes: progress.bytes,
+            total: progress.total,
+            rate: progress.rate,
+            peers: progress.peers,
+        };
+        self.node.parts.pulls.lock().expect("no panics while held").insert(self.number, transfer);
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.node.parts.pulls.lock().expect("no panics while held").remove(&self.number);
+    }
 }
 
 pub(super) fn pulling(pull: &Pull) -> PullProgress {
