@@ -137,7 +137,7 @@ pub struct FileInfo {
 /// A group of tensors that inference needs together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GroupInfo {
-    /// Which part of the model: `embed`, `decoder block 3`, `head`.
+    /// Which part of the model: `embed`, `block 3`, `head`.
     pub group: String,
     /// Tensors in it.
     pub tensors: usize,
@@ -160,9 +160,9 @@ pub struct PeerView {
     pub path: String,
     /// Measured round trip in milliseconds.
     pub rtt_ms: Option<f64>,
-    /// Bytes of chunks sent to it.
+    /// Bytes sent to its data plane, as UDP carries them.
     pub sent: u64,
-    /// Bytes of chunks received from it.
+    /// Bytes received from its data plane, as UDP carries them.
     pub received: u64,
 }
 
@@ -194,7 +194,7 @@ pub type PullEvent = Step<PullProgress, Pulled>;
 /// What exporting tells.
 pub type ExportEvent = Step<Amount, Exported>;
 /// What verifying tells.
-pub type VerifyEvent = Step<VerifyProgress, Verified>;
+pub type VerifyEvent = Step<Amount, Verified>;
 
 /// What to publish.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -246,7 +246,7 @@ pub struct PullProgress {
     pub fetched_bytes: u64,
     /// Bytes that came in vain: wrong, or already here.
     pub wasted_bytes: u64,
-    /// Bytes per second, lately.
+    /// Bytes per second, since this pull began.
     pub rate: u64,
     /// Peers that send.
     pub peers: usize,
@@ -303,15 +303,6 @@ pub struct Exported {
 pub struct Freed {
     /// Bytes that were freed.
     pub freed_bytes: u64,
-}
-
-/// How far a verification is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct VerifyProgress {
-    /// Chunks checked.
-    pub checked: u64,
-    /// Chunks to check.
-    pub total: u64,
 }
 
 /// Chunks were hashed again.

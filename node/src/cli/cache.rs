@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Context, error::CliError, human, progress::Progress};
-use crate::api::{Freed, ModelRequest, Verified, VerifyProgress, VerifyRequest};
+use crate::api::{Amount, Freed, ModelRequest, Verified, VerifyRequest};
 
 /// Keep a model's chunks, whatever the cache size
 #[derive(Debug, Args)]
@@ -73,8 +73,8 @@ impl Verify {
     pub(crate) async fn run(self, context: &Context) -> Result<(), CliError> {
         let request = VerifyRequest { model: self.model, repair: self.repair };
         let mut progress = Progress::new(&context.output, "verifying");
-        let on_progress = |VerifyProgress { checked, total }| {
-            progress.show(checked, total, &format!("{checked} of {total} chunks"));
+        let on_progress = |Amount { bytes, total }| {
+            progress.bytes(bytes, total, "");
             Ok(())
         };
         let verified: Verified =

@@ -66,7 +66,8 @@ pub(crate) struct Settings {
         value_parser = BoolishValueParser::new()
     )]
     pub(crate) no_mdns: Option<bool>,
-    /// Folder, bucket or web server to ask for chunks that no peer has. May be given many times
+    /// Folder (file:) or web server (http:, https:) to ask for chunks that no peer has. May be given
+    /// many times
     #[arg(long, env = "SURF_ORIGIN", value_name = "URL", value_delimiter = ',', value_parser = origin)]
     pub(crate) origin: Vec<String>,
     /// File with the token that clients must present. The flag and the variable belong to all commands.

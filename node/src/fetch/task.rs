@@ -358,7 +358,7 @@ impl Task {
         let traffic = self.traffic.entry(model).or_default();
         traffic.verified(from, bytes);
         if let Err(error) = arrived.kept {
-            tracing::warn!(chunk = %arrived.chunk.id(), %error, "a chunk that came could not be kept");
+            tracing::debug!(chunk = %arrived.chunk.id(), %error, "a chunk that came could not be kept");
             traffic.unkept = Some(error.to_string());
         }
         self.answer(arrived.chunk.id(), &Ok(arrived.chunk));

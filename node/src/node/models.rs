@@ -13,7 +13,7 @@ use super::{Node, NodeError, view};
 use crate::{
     api::{
         Amount, Exported, Freed, ModelDetail, ModelInfo, PublishRequest, Published, PullProgress, Pulled,
-        Verified, VerifyProgress,
+        Verified,
     },
     publish,
     source::{Library, ModelSource, Urgency},
@@ -123,10 +123,10 @@ impl Node {
         &self,
         model: Option<&str>,
         repair: bool,
-        progress: mpsc::Sender<VerifyProgress>,
+        progress: mpsc::Sender<Amount>,
     ) -> Result<Verified, NodeError> {
         let model = model.map(|text| self.here(text)).transpose()?;
-        let tell = move |checked, total| tell(&progress, VerifyProgress { checked, total });
+        let tell = move |bytes, total| tell(&progress, Amount { bytes, total });
         let verified = self.parts.store.verify(model, tell).await?;
         let repaired = if repair { self.repair(&verified.bad).await? } else { 0 };
         Ok(Verified { checked: verified.checked as u64, bad: verified.bad.len() as u64, repaired })

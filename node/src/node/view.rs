@@ -63,10 +63,11 @@ impl Node {
 
     /// Whether the node can serve; if not, why not.
     pub async fn ready(&self) -> Result<(), String> {
-        if self.parts.announcing.is_finished() {
-            Err("the control plane has stopped".to_owned())
-        } else {
-            Ok(())
+        let joins = !self.parts.config.swarm.bootstrap.is_empty();
+        match () {
+            () if self.parts.announcing.is_finished() => Err("the control plane has stopped".to_owned()),
+            () if joins && self.parts.swarm.connected() == 0 => Err("no peer has been met yet".to_owned()),
+            () => Ok(()),
         }
     }
 

@@ -38,7 +38,7 @@ pub enum PullError {
     #[error(transparent)]
     Source(#[from] SourceError),
     /// Chunks came and could not be kept.
-    #[error("the model does not fit: {0}")]
+    #[error("what came could not be kept: {0}")]
     Unkept(String),
 }
 

@@ -85,10 +85,10 @@ impl Metrics {
             registry.register(name, help, ConstGauge::<u64>::new(value));
         }
         let sum = |count: fn(&PeerView) -> u64| ConstCounter::<u64>::new(peers.iter().map(count).sum());
-        registry.register("sent_bytes", "Bytes of chunks sent to connected peers", sum(|peer| peer.sent));
+        registry.register("sent_bytes", "Bytes sent to connected peers' data planes", sum(|peer| peer.sent));
         registry.register(
             "received_bytes",
-            "Bytes of chunks received from connected peers",
+            "Bytes received from connected peers' data planes",
             sum(|peer| peer.received),
         );
         let mut text = String::new();

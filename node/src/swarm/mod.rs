@@ -86,7 +86,7 @@ pub struct PeerInfo {
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The address is in use, or is not this host's.
-    #[error("cannot listen on {addr}: {cause}")]
+    #[error("cannot listen on {addr}: {}", innermost(&**cause))]
     Address {
         /// Where we tried.
         addr: SocketAddr,
@@ -100,6 +100,17 @@ pub enum ListenError {
     /// libp2p's transports could not be made from this key, or the name servers not be read.
     #[error("the control plane cannot be set up: {0}")]
     Setup(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What the system says: libp2p wraps it in errors whose own words are empty or say less.
+fn innermost<'a>(
+    error: &'a (dyn std::error::Error + Send + Sync + 'static),
+) -> &'a (dyn std::error::Error + 'static) {
+    let mut error: &(dyn std::error::Error + 'static) = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error
 }
 
 /// Text that is not the address of a node.
