@@ -14,7 +14,7 @@ use super::{
     request::{Asker, Failed},
 };
 
-/// Peers asked at the same time what they have.
+/// Peers asked at the same time what they have, and keys looked up at the same time.
 const ASKED_AT_ONCE: usize = 32;
 
 /// Chunks looked up under their own keys in one look-up. The others wait for the next.
@@ -58,10 +58,17 @@ impl LookUp {
         let strangers = named.into_iter().filter(|peer| known.iter().all(|other| other.id != peer.id));
         let held = self.ask_all(strangers.collect()).await;
         lost.retain(|id| !held.contains(id));
-        for chunk in lost.into_iter().take(CHUNK_KEYS_MAX) {
-            let peers = self.directory.providers(Key::Chunk(chunk)).await.unwrap_or_default();
-            let _ = self.reports.send(Report::Found { chunk, peers }).await;
+        let directory = &self.directory;
+        let mut looking = stream::iter(lost.into_iter().take(CHUNK_KEYS_MAX))
+            .map(|chunk| async move {
+                let peers = directory.providers(Key::Chunk(chunk)).await.unwrap_or_default();
+                Report::Found { chunk, peers }
+            })
+            .buffer_unordered(ASKED_AT_ONCE);
+        while let Some(found) = looking.next().await {
+            let _ = self.reports.send(found).await;
         }
+        drop(looking);
         let _ = self.reports.send(Report::Over { model }).await;
     }
 
