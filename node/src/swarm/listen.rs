@@ -8,7 +8,10 @@ use libp2p::{
 };
 use tokio::time::timeout;
 
-use super::{ListenError, addrs, behaviour::Behaviour};
+use super::{
+    ListenError, addrs,
+    behaviour::{Behaviour, BehaviourEvent},
+};
 use crate::identity::Identity;
 
 /// How long a connection is kept that no protocol uses. Longer than the five minutes after which
@@ -29,6 +32,13 @@ const PORTS_TRIED: usize = 16;
 /// How long the transports may take to say where they listen, and to say where else.
 const FIRST_ADDR: Duration = Duration::from_secs(5);
 const MORE_ADDRS: Duration = Duration::from_millis(100);
+
+/// Where we listen, and what has happened before we knew all of it: neighbours answer at once.
+#[derive(Default)]
+pub(super) struct Bound {
+    pub(super) addrs: Vec<Multiaddr>,
+    pub(super) early: Vec<SwarmEvent<BehaviourEvent>>,
+}
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -51,10 +61,7 @@ pub(super) fn build(identity: &Identity, mdns: bool) -> Result<Swarm<Behaviour>,
 }
 
 /// Listens on `addr`, and says where that is.
-pub(super) async fn listen(
-    swarm: &mut Swarm<Behaviour>,
-    addr: SocketAddr,
-) -> Result<Vec<Multiaddr>, ListenError> {
+pub(super) async fn listen(swarm: &mut Swarm<Behaviour>, addr: SocketAddr) -> Result<Bound, ListenError> {
     let failed = |cause: BoxError| ListenError::Address { addr, cause };
     let mut tries = if addr.port() == 0 { PORTS_TRIED } else { 1 };
     loop {
@@ -67,10 +74,10 @@ pub(super) async fn listen(
     }
 }
 
-async fn listen_on_both(swarm: &mut Swarm<Behaviour>, addr: SocketAddr) -> Result<Vec<Multiaddr>, BoxError> {
+async fn listen_on_both(swarm: &mut Swarm<Behaviour>, addr: SocketAddr) -> Result<Bound, BoxError> {
     // UDP first: libp2p's TCP sockets share their port with those of other programs of the same user.
     let udp = swarm.listen_on(addrs::quic(addr))?;
-    let mut bound = Vec::new();
+    let mut bound = Bound::default();
     let port = first_addr(swarm, udp, &mut bound).await?;
     let tcp = match swarm.listen_on(addrs::tcp(SocketAddr::new(addr.ip(), port))) {
         Ok(tcp) => tcp,
@@ -86,25 +93,32 @@ async fn listen_on_both(swarm: &mut Swarm<Behaviour>, addr: SocketAddr) -> Resul
     if addr.ip().is_unspecified() {
         // One address per interface; they come one after the other.
         while let Ok(event) = timeout(MORE_ADDRS, swarm.select_next_some()).await {
-            if let SwarmEvent::NewListenAddr { address, .. } = event {
-                bound.push(address);
-            }
+            bound.keep(event);
         }
     }
     Ok(bound)
 }
 
-/// The port of `listener`, when it has one. Every address that is reported goes to `bound`.
+impl Bound {
+    fn keep(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::NewListenAddr { address, .. } => self.addrs.push(address),
+            other => self.early.push(other),
+        }
+    }
+}
+
+/// The port of `listener`, when it has one. Everything else that happens goes to `bound`.
 async fn first_addr(
     swarm: &mut Swarm<Behaviour>,
     listener: ListenerId,
-    bound: &mut Vec<Multiaddr>,
+    bound: &mut Bound,
 ) -> Result<u16, BoxError> {
     loop {
         let event = timeout(FIRST_ADDR, swarm.select_next_some()).await;
         match event.map_err(|_| "no interface has such an address")? {
             SwarmEvent::NewListenAddr { listener_id, address } => {
-                bound.push(address.clone());
+                bound.addrs.push(address.clone());
                 if let Some(port) = addrs::port(&address)
                     && listener_id == listener
                 {
@@ -115,7 +129,7 @@ async fn first_addr(
                 reason?;
                 return Err("the listener was closed".into());
             }
-            other => tracing::trace!(?other, "before listening"),
+            other => bound.keep(other),
         }
     }
 }

@@ -163,13 +163,14 @@ pub async fn start(
     let nodes = bootstrap::parse(&config.bootstrap)?;
     let mut swarm = listen::build(identity, config.mdns).map_err(ListenError::Setup)?;
     let bound = listen::listen(&mut swarm, config.listen).await?;
-    let listening = Listening { addrs: addrs::complete(&bound, *swarm.local_peer_id()) };
+    let listening = Listening { addrs: addrs::complete(&bound.addrs, *swarm.local_peer_id()) };
     let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
     let connected = Arc::default();
     let mut task = task::Task::new(swarm, receiver, Arc::clone(&connected), nodes, identity, data);
-    for addr in &bound {
+    for addr in &bound.addrs {
         task.listens_on(addr);
     }
+    bound.early.into_iter().for_each(|event| task.on_event(event));
     tokio::spawn(task.run());
     let handle = Handle { commands, lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)), connected };
     Ok((handle, listening))

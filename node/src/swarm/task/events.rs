@@ -26,7 +26,7 @@ const LISTEN_ADDRS_MAX: usize = 16;
 const ENOUGH_PEERS: usize = 64;
 
 impl Task {
-    pub(super) fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+    pub(in crate::swarm) fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
             SwarmEvent::ConnectionEstablished { peer_id, endpoint, num_established, .. } => {
