@@ -62,6 +62,8 @@ pub struct Process {
     dir: PathBuf,
     /// Goes with the process, if the folder is to go.
     temporary: Option<TempDir>,
+    /// The network namespace that it lives in, if not in ours.
+    namespace: Option<String>,
 }
 
 impl Process {
@@ -75,15 +77,29 @@ impl Process {
 
     /// The same in a folder that stays.
     pub fn join_in(dir: &Path, bootstrap: &[&str], extra: &[&str]) -> Self {
-        let mut command = Command::new(program());
-        command.args(["--json", "join", "--no-mdns", "--data-dir"]).arg(dir);
+        let mut args = vec!["--no-mdns"];
         for listen in ["--listen", "--transfer", "--rpc"] {
-            command.args([listen, "127.0.0.1:0"]);
+            args.extend([listen, "127.0.0.1:0"]);
         }
         for addr in bootstrap {
-            command.args(["--bootstrap", addr]);
+            args.extend(["--bootstrap", addr]);
         }
-        command.args(extra).env_remove("SURF_RPC").env_remove("SURF_HOME");
+        args.extend(extra);
+        Self::spawn(dir, &args, None)
+    }
+
+    /// Starts it in a network namespace, on all addresses there, with multicast DNS.
+    pub fn join_in_namespace(namespace: &str) -> Self {
+        let temporary = tempfile::tempdir().expect("a temporary directory");
+        let mut process = Self::spawn(temporary.path(), &[], Some(namespace.to_owned()));
+        process.temporary = Some(temporary);
+        process
+    }
+
+    fn spawn(dir: &Path, args: &[&str], namespace: Option<String>) -> Self {
+        let mut command = in_namespace(namespace.as_deref());
+        command.args(["--json", "join", "--data-dir"]).arg(dir).args(args);
+        command.env_remove("SURF_RPC").env_remove("SURF_HOME");
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("surf-node starts");
         let stdout = child.stdout.take().expect("stdout is piped");
@@ -91,7 +107,7 @@ impl Process {
         BufReader::new(stdout).read_line(&mut line).expect("surf-node says something");
         let ready: Value = serde_json::from_str(&line).expect("surf-node says that it is ready");
         assert_eq!(ready["event"], "ready");
-        Self { child, ready, dir: dir.to_owned(), temporary: None }
+        Self { child, ready, dir: dir.to_owned(), temporary: None, namespace }
     }
 
     /// Where others join through this node.
@@ -117,7 +133,7 @@ impl Process {
 
     /// Runs another command of the program against this node.
     pub fn run(&self, args: &[&str]) -> Output {
-        Command::new(program())
+        in_namespace(self.namespace.as_deref())
             .args(["--json", "--rpc", self.rpc()])
             .args(args)
             .stdin(Stdio::null())
@@ -150,6 +166,14 @@ impl Drop for Process {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// The program, to be run in a network namespace or in ours.
+fn in_namespace(namespace: Option<&str>) -> Command {
+    let Some(namespace) = namespace else { return Command::new(program()) };
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace]).arg(program());
+    command
 }
 
 /// The text of a generation.
