@@ -74,3 +74,16 @@ fn no_node_is_exit_status_4() {
         .unwrap();
     assert_eq!(output.status.code(), Some(4));
 }
+
+#[test]
+fn a_device_that_is_not_there_is_said_before_anything_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = std::process::Command::new(surf_tests::program())
+        .args(["join", "--no-mdns", "--rpc", "127.0.0.1:0", "--device", "cuda:0", "--data-dir"])
+        .arg(dir.path().join("data"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cuda:0"));
+    assert!(!dir.path().join("data").exists());
+}

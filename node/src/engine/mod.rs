@@ -206,6 +206,11 @@ impl Engine {
     }
 }
 
+/// Whether this build can compute as `config` says, on this machine.
+pub fn usable(config: &config::Engine) -> Result<(), EngineError> {
+    device(config).map(drop)
+}
+
 fn device(config: &config::Engine) -> Result<Device, EngineError> {
     if let config::Device::Cuda(number) = config.device {
         let reason = format!("this build has no CUDA, so device cuda:{number} cannot compute; use the CPU");

@@ -25,6 +25,7 @@ use tokio::{task::JoinHandle, time::Instant};
 use crate::{
     api::TransferStatus,
     config::Config,
+    engine::{self, EngineError},
     fetch::{Fetcher, Origin, Parts},
     identity::{self, Identity, IdentityError},
     journal::Journal,
@@ -84,6 +85,9 @@ pub enum StartError {
     /// The data plane could not listen.
     #[error(transparent)]
     Bind(#[from] transfer::BindError),
+    /// Models cannot be run as the settings say.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// An origin cannot be used.
     #[error(transparent)]
     Origin(#[from] OpenError),
@@ -98,6 +102,7 @@ pub const KEY_FILE: &str = "identity.key";
 impl Node {
     /// Opens the store, joins the swarm, serves chunks.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        engine::usable(&config.engine)?;
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|cause| StartError::DataDir { path: config.data_dir.clone(), cause })?;
         let identity = Identity::load_or_create(&config.data_dir.join(KEY_FILE))?;
