@@ -156,19 +156,8 @@ impl Identity {
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Identity({})", peer_id(self.node_id()))
+        write!(f, "Identity({})", self.node_id())
     }
-}
-
-/// How `node` is written for people and in multiaddresses: base58, as libp2p does.
-pub fn peer_id(node: NodeId) -> String {
-    libp2p_id(node).to_base58()
-}
-
-/// The node written as [`peer_id`] writes it. `None` for anything else, and for peers whose key is
-/// not Ed25519.
-pub fn parse_peer_id(text: &str) -> Option<NodeId> {
-    node_id(text.parse().ok()?)
 }
 
 /// The key inside `peer`, if it is of the kind we use.
@@ -253,18 +242,18 @@ mod tests {
     #[test]
     fn a_peer_id_reads_back() {
         let identity = Identity::generate();
-        let text = peer_id(identity.node_id());
+        let text = identity.node_id().to_string();
         assert_eq!(text, identity.keypair().public().to_peer_id().to_base58());
-        assert_eq!(parse_peer_id(&text), Some(identity.node_id()));
+        assert_eq!(NodeId::from_peer_id(&text), Some(identity.node_id()));
         // From libp2p's documentation: the SHA-256 of an RSA key.
-        assert_eq!(parse_peer_id("QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"), None);
-        assert_eq!(parse_peer_id(""), None);
+        assert_eq!(NodeId::from_peer_id("QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"), None);
+        assert_eq!(NodeId::from_peer_id(""), None);
     }
 
     #[test]
     fn any_32_bytes_can_be_written() {
         // Not a point of the curve, so nobody's key; it may still stand in a message.
-        assert!(peer_id(NodeId([2; 32])).starts_with("12D3KooW"));
+        assert!(NodeId([2; 32]).to_string().starts_with("12D3KooW"));
     }
 
     fn write_private(path: &Path, bytes: &[u8]) {

@@ -158,7 +158,7 @@ fn measure(command: Bench) -> Result<(), Failed> {
         }
         Bench::QuinnServe { file } => asynchronous(bench::quinn::serve(&file)),
         Bench::QuinnGet { addr, peer } => {
-            let peer = surf_node::identity::parse_peer_id(&peer)
+            let peer = surf_protocol::NodeId::from_peer_id(&peer)
                 .ok_or_else(|| Failed(format!("{peer} is no peer id")))?;
             let (bytes, seconds) = asynchronous(bench::quinn::get(addr, peer))?;
             let cpu_s = bench::process::cpu_seconds(std::process::id());

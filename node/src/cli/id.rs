@@ -5,10 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Context, error::CliError, settings};
-use crate::{
-    identity::{self, Identity},
-    node::KEY_FILE,
-};
+use crate::{identity::Identity, node::KEY_FILE};
 
 /// Print the node's own peer id, making its key if there is none
 #[derive(Debug, Args)]
@@ -27,7 +24,7 @@ impl Id {
         })?;
         let identity = Identity::load_or_create(&dir.join(KEY_FILE));
         let identity = identity.map_err(|error| CliError::failed(error.to_string()))?;
-        let peer_id = identity::peer_id(identity.node_id());
+        let peer_id = identity.node_id().to_string();
         context.output.result(&serde_json::json!({ "peer_id": peer_id }), |_| peer_id.clone())
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     config::Config,
     engine::{self, EngineError},
     fetch::{Fetcher, Origin, Parts},
-    identity::{self, Identity, IdentityError},
+    identity::{Identity, IdentityError},
     journal::Journal,
     source::{Object, OpenError},
     store::{Store, StoreError},
@@ -149,7 +149,7 @@ impl Node {
 
     /// Who this node is, as a libp2p peer id.
     pub fn peer_id(&self) -> String {
-        identity::peer_id(self.parts.id)
+        self.parts.id.to_string()
     }
 
     /// Multiaddresses of the control plane, each ending in `/p2p/…`: what others join through.

@@ -11,7 +11,6 @@ use crate::{
         StoreStatus, TransferStatus,
     },
     fetch::Source,
-    identity,
     publish::Pull,
     store::ModelSummary,
 };
@@ -49,7 +48,7 @@ impl Node {
             let with = traffic.iter().find(|traffic| traffic.id == peer.id);
             let addr = with.map(|traffic| traffic.addr).or(peer.data_addrs.first().copied());
             PeerView {
-                peer: identity::peer_id(peer.id),
+                peer: peer.id.to_string(),
                 addrs: peer.addrs,
                 data_addrs: peer.data_addrs.iter().map(SocketAddr::to_string).collect(),
                 path: addr.map_or("direct", path_of).to_owned(),
@@ -82,7 +81,7 @@ impl Node {
                 Source::Peer(id) => {
                     let addr = traffic.iter().find(|traffic| traffic.id == *id).map(|traffic| traffic.addr);
                     let path = addr.map_or("direct", path_of).to_owned();
-                    PullSource { peer: identity::peer_id(*id), bytes, path }
+                    PullSource { peer: id.to_string(), bytes, path }
                 }
             })
             .collect();

@@ -120,7 +120,7 @@ async fn what_was_announced_alone_is_known_to_the_first_who_comes() {
 async fn joining_before_the_other_is_there_and_after_it_was_gone() {
     let identity = Identity::generate();
     let port = std::net::UdpSocket::bind(LOOPBACK).unwrap().local_addr().unwrap();
-    let id = crate::identity::peer_id(identity.node_id());
+    let id = identity.node_id();
     let bootstrap = [format!("/ip4/127.0.0.1/tcp/{}/p2p/{id}", port.port())];
     let b = node(2222, &bootstrap).await;
     sleep(Duration::from_millis(700)).await;

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     fetch::{Body, DialError, Dialer, Peer},
-    identity::{Identity, peer_id},
+    identity::Identity,
 };
 
 /// Asks peers.
@@ -108,7 +108,7 @@ impl Pool {
     /// who wants another.
     async fn link(self: &Arc<Self>, peer: Peer) -> Result<Arc<Link>, DialError> {
         if self.peers.is_banned(peer.id) {
-            return Err(DialError { addr: peer_id(peer.id), cause: "the peer is banned".to_owned() });
+            return Err(DialError { addr: peer.id.to_string(), cause: "the peer is banned".to_owned() });
         }
         let attempt = {
             let mut slots = self.slots();
@@ -127,7 +127,7 @@ impl Pool {
             }
         };
         attempt.await.unwrap_or_else(|_| {
-            Err(DialError { addr: peer_id(peer.id), cause: "the node is stopping".to_owned() })
+            Err(DialError { addr: peer.id.to_string(), cause: "the node is stopping".to_owned() })
         })
     }
 
@@ -145,7 +145,7 @@ impl Pool {
                 tokio::spawn(Arc::clone(&self).watch(peer.id, Arc::clone(link)));
             }
             Err(error) => {
-                tracing::debug!(peer = %peer_id(peer.id), %error, "not connected");
+                tracing::debug!(peer = %peer.id, %error, "not connected");
                 self.slots().remove(&peer.id);
             }
         }

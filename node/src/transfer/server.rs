@@ -20,7 +20,7 @@ use super::{
     peers::{Budget, Peers, Registered, Side, TooMuch},
 };
 use crate::{
-    identity::{peer_id, peer_of},
+    identity::peer_of,
     source::{Library, SourceError},
 };
 
@@ -94,7 +94,7 @@ impl Server {
         match self.peers.register(id, Side::Accepted, connection) {
             Ok(registered) => Some(registered),
             Err(error) => {
-                debug!(peer = %peer_id(id), %error, "connection closed");
+                debug!(peer = %id, %error, "connection closed");
                 None
             }
         }

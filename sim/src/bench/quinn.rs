@@ -18,7 +18,7 @@ pub async fn serve(file: &Path) -> Result<(), Failed> {
     let tls = identity.server_tls().map_err(|error| Failed::to("serve", error))?;
     let config = quinn::ServerConfig::with_crypto(Arc::new(tls));
     let endpoint = quinn::Endpoint::server(config, SocketAddr::from(([127, 0, 0, 1], 0)))?;
-    println!("{} {}", endpoint.local_addr()?, surf_node::identity::peer_id(identity.node_id()));
+    println!("{} {}", endpoint.local_addr()?, identity.node_id());
     tokio::spawn(async move {
         while let Some(incoming) = endpoint.accept().await {
             let bytes = bytes.clone();
