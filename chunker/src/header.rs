@@ -76,6 +76,18 @@ fn read(file: &Listed) -> Result<Header, CutError> {
     Ok(Header { size, tensors })
 }
 
+/// The header of a file of `size` bytes that begins with `head`, if it is sound and all there.
+pub(crate) fn of(head: &[u8], size: u64) -> Option<Header> {
+    if size < LENGTH_SIZE {
+        return None;
+    }
+    let (length, rest) = head.split_first_chunk()?;
+    let json_size = check_length(*length, size).ok()?;
+    let json = rest.get(..usize::try_from(json_size).ok()?)?;
+    let start = LENGTH_SIZE + json_size;
+    Some(Header { size: start, tensors: parse(json, start, size).ok()? })
+}
+
 fn check_length(length: [u8; 8], file_size: u64) -> Result<u64, HeaderFault> {
     let header = u64::from_le_bytes(length);
     if &length == b"version " {

@@ -22,7 +22,7 @@ mod index;
 mod list;
 mod plan;
 
-use std::{collections::BTreeMap, error::Error, path::Path};
+use std::{collections::BTreeMap, error::Error, ops::Range, path::Path};
 
 use bytes::{Bytes, BytesMut};
 use surf_protocol::{
@@ -73,6 +73,14 @@ pub fn cut(path: &Path, options: &Options, sink: &dyn Sink) -> Result<Manifest, 
     let plans: Vec<Vec<u32>> = (0..files.len()).map(plan).collect();
     let entries = hash::files(&files, &plans, sink)?;
     Ok(Manifest::new(parts(entries, &headers, &listed, &grouping))?)
+}
+
+/// The tensors that a safetensors file of `size` bytes, which begins with `head`, says are in it, each with its
+/// place in the file, in the order of their bytes. `None` if it is damaged, or `head` does not hold all of its header.
+pub fn tensors_of(head: &[u8], size: u64) -> Option<Vec<(String, Range<u64>)>> {
+    let place = |tensor: &header::Tensor| tensor.offset..tensor.offset + tensor.size;
+    let tensors = header::of(head, size)?.tensors;
+    Some(tensors.into_iter().map(|tensor| (tensor.name.clone(), place(&tensor))).collect())
 }
 
 /// Joins pieces of chunks. One piece is returned as it is, without a copy.

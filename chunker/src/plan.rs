@@ -6,7 +6,7 @@
 //! - A large tensor is cut between rows of its outermost dimension. A row that is too large for a
 //!   chunk starts one, and is cut by the same rule between its own rows. So an expert of a fused
 //!   `[experts, out, in]` tensor is whole chunks, and no cut splits an element.
-//! - Everything else is cut every 8 MiB.
+//! - Everything else is cut every 2 MiB.
 
 use surf_protocol::{Group, limits::CHUNK_SIZE_MAX};
 
@@ -19,8 +19,11 @@ pub(crate) const SMALL_SIZE_MAX: u64 = 16 * 1024;
 /// Bytes in a shared chunk: what a change to one small tensor costs at most.
 pub(crate) const SHARED_SIZE_MAX: u64 = 256 * 1024;
 
-const MAX: u64 = CHUNK_SIZE_MAX as u64;
-const _: () = assert!(SMALL_SIZE_MAX <= SHARED_SIZE_MAX && SHARED_SIZE_MAX <= MAX);
+/// Bytes in a chunk. Small enough that a model of a few hundred MB is dozens of them, which a crowd can
+/// pass on while it fetches; large enough that a 7B model in 16 bits has about seven thousand.
+pub(crate) const MAX: u64 = 2 * 1024 * 1024;
+const _: () =
+    assert!(SMALL_SIZE_MAX <= SHARED_SIZE_MAX && SHARED_SIZE_MAX <= MAX && MAX <= CHUNK_SIZE_MAX as u64);
 
 /// Chunk sizes of a file that is just bytes.
 pub(crate) fn plain(size: u64) -> Vec<u32> {
@@ -83,7 +86,7 @@ mod tests {
     use super::*;
     use crate::header::Tensor;
 
-    const MIB: u64 = 1 << 20;
+    const EIGHTH: u64 = MAX / 8;
 
     fn file(tensors: &[(&str, &[u64])]) -> Header {
         let mut offset = 100;
@@ -125,23 +128,23 @@ mod tests {
 
     #[test]
     fn large_tensors_are_cut_between_rows() {
-        // 3 MiB rows: two to a chunk.
-        let six = 6 * MIB as u32;
-        assert_eq!(cut(&[("a", &[5, 3 * MIB])]), [100, six, six, 3 * MIB as u32]);
+        // Three eighths of a chunk: two to one.
+        let six = 6 * EIGHTH as u32;
+        assert_eq!(cut(&[("a", &[5, 3 * EIGHTH])]), [100, six, six, 3 * EIGHTH as u32]);
     }
 
     #[test]
     fn a_row_larger_than_a_chunk_starts_one_and_is_cut_between_its_own_rows() {
-        let (row, five) = (10 * MIB, 5 * MIB as u32);
-        assert_eq!(cut(&[("a", &[2, 2, 5 * MIB])]), [100, five, five, five, five]);
-        assert_eq!(cut(&[("a", &[2, row])]), [100, 8 << 20, 2 << 20, 8 << 20, 2 << 20]);
+        let (row, five, rest) = (10 * EIGHTH, 5 * EIGHTH as u32, 2 * EIGHTH as u32);
+        assert_eq!(cut(&[("a", &[2, 2, 5 * EIGHTH])]), [100, five, five, five, five]);
+        assert_eq!(cut(&[("a", &[2, row])]), [100, MAX as u32, rest, MAX as u32, rest]);
     }
 
     #[test]
-    fn other_files_are_cut_every_8_mib() {
+    fn other_files_are_cut_every_so_often() {
         assert!(plain(0).is_empty());
-        assert_eq!(plain(MAX), [8 << 20]);
-        assert_eq!(plain(MAX + 1), [8 << 20, 1]);
+        assert_eq!(plain(MAX), [2 << 20]);
+        assert_eq!(plain(MAX + 1), [2 << 20, 1]);
     }
 
     proptest! {

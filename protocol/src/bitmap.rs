@@ -64,8 +64,8 @@ impl Bitmap {
         self.count() == self.len()
     }
 
-    /// Whether length and bits belong together: what [`wire`](crate::wire) checks of a bitmap that
-    /// came from a peer. Bits past the end must be zero.
+    /// Whether length and bits belong together: what [`Holdings::after`](crate::wire::Holdings::after)
+    /// checks of a bitmap that came from a peer. Bits past the end must be zero.
     pub(crate) fn is_consistent(&self) -> bool {
         let spare = self.bits.len() * 8 - self.len().min(self.bits.len() * 8);
         self.len() <= MANIFEST_CHUNKS_MAX

@@ -11,6 +11,7 @@
 //!   inference needs together.
 //! - [`bitmap`]: who has which chunks of a manifest.
 //! - [`contact`]: where a node's data plane listens, signed by that node.
+//! - [`name`]: `PEER/NAME`, signed by the publisher.
 //! - [`wire`]: requests, replies, and the encoding of everything above. The only user of `bincode`.
 //! - [`limits`]: every upper bound of the protocol, and why it has that value.
 
@@ -20,6 +21,7 @@ pub mod contact;
 pub mod id;
 pub mod limits;
 pub mod manifest;
+pub mod name;
 pub mod range;
 pub mod wire;
 
@@ -28,4 +30,5 @@ pub use chunk::Chunk;
 pub use contact::{Contact, SignedContact};
 pub use id::{ChunkId, ModelId, NodeId};
 pub use manifest::{Dtype, FileEntry, Group, GroupEntry, Manifest, Stack, TensorEntry};
+pub use name::{FullName, Name, SignedName};
 pub use range::VerifiedRange;

@@ -23,7 +23,7 @@ use crate::{
 
 /// The version of the format, and of the rules by which files are cut. It goes up when the same
 /// folder would give another manifest.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// What a manifest says, unchecked. The field order is the encoding.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,19 +13,28 @@ use crate::{
     bitmap::Bitmap,
     contact::Contact,
     id::{ChunkId, ModelId},
-    limits::{BITMAP_SIZE_MAX, CONTACT_SIZE_MAX, MANIFEST_SIZE_MAX, REPLY_HEADER_SIZE_MAX, REQUEST_SIZE_MAX},
+    limits::{
+        CONTACT_SIZE_MAX, HOLDINGS_SIZE_MAX, MANIFEST_SIZE_MAX, NAME_SIZE_MAX, REPLY_HEADER_SIZE_MAX,
+        REQUEST_SIZE_MAX,
+    },
     manifest::Parts,
+    name::Name,
 };
 
 /// The ALPN of the data plane. The number goes up when the bytes on the wire change.
-pub const ALPN: &[u8] = b"/surf/data/1";
+pub const ALPN: &[u8] = b"/surf/data/2";
+
+/// The ALPN of the same in a private swarm, where both ends prove the swarm key before anything else. One
+/// for all private swarms: it says nothing about the key.
+pub const ALPN_PRIVATE: &[u8] = b"/surf/data/private/2";
 
 /// What a getter asks of a holder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// The encoded manifest of a model.
     Manifest(ModelId),
-    /// Which chunks of a model the holder has, as an encoded [`Bitmap`].
+    /// Which chunks of a model the holder has, now and from now on: [`Holdings`] in frames, for as long
+    /// as the asker listens. The reply's size is [`ENDLESS`].
     Have(ModelId),
     /// All bytes of a chunk.
     Chunk(ChunkId),
@@ -36,6 +45,60 @@ pub enum Request {
         /// First byte and end, in the chunk.
         range: Range<u32>,
     },
+}
+
+/// The size of a body that ends when the asker has heard enough.
+pub const ENDLESS: u64 = u64::MAX;
+
+/// Which chunks of a model a holder has, by their positions in the manifest's chunk list: the first
+/// frame says all, the others what has changed since the frame before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Holdings {
+    /// All it has.
+    All(Bitmap),
+    /// What came and what went.
+    Change {
+        /// Positions that it has now.
+        added: Vec<u32>,
+        /// Positions that it no longer has.
+        removed: Vec<u32>,
+    },
+}
+
+impl Holdings {
+    /// What leads from `before` to `after`, which are over the same positions, in few bytes.
+    pub fn between(before: &Bitmap, after: &Bitmap) -> Self {
+        let mut changed = (0..after.len()).filter(|&at| before.contains(at) != after.contains(at));
+        // A position takes up to five bytes, a bitmap an eighth of one for each.
+        let positions: Vec<usize> = changed.by_ref().take(after.len() / 40 + 1).collect();
+        if changed.next().is_some() {
+            return Self::All(after.clone());
+        }
+        let (added, removed): (Vec<usize>, Vec<usize>) =
+            positions.into_iter().partition(|&at| after.contains(at));
+        let short = |positions: Vec<usize>| positions.into_iter().map(|at| at as u32).collect();
+        Self::Change { added: short(added), removed: short(removed) }
+    }
+
+    /// What is had after this was said, by one who had `before`. `None` if it speaks of positions that
+    /// there are not.
+    pub fn after(&self, before: &Bitmap) -> Option<Bitmap> {
+        match self {
+            Self::All(bitmap) if bitmap.len() == before.len() && bitmap.is_consistent() => {
+                Some(bitmap.clone())
+            }
+            Self::All(_) => None,
+            Self::Change { added, removed } => {
+                if added.iter().chain(removed).any(|&at| before.len() <= at as usize) {
+                    return None;
+                }
+                let mut after = before.clone();
+                added.iter().for_each(|&at| after.insert(at as usize));
+                removed.iter().for_each(|&at| after.remove(at as usize));
+                Some(after)
+            }
+        }
+    }
 }
 
 /// How a holder answers.
@@ -65,6 +128,13 @@ pub enum Refusal {
     /// The holder failed: its disk, most likely.
     #[error("the holder failed")]
     Failed,
+    /// The holder has just given this to another and many are waiting: ask others, or ask again a
+    /// little later.
+    #[error("just given to another")]
+    Elsewhere,
+    /// The asker came through a relay, and the holder sends no chunks through relays.
+    #[error("the peer sends no chunks through a relay")]
+    Relayed,
 }
 
 /// A message that could not be read.
@@ -98,33 +168,55 @@ pub fn decode_reply(bytes: &[u8]) -> Result<Reply, Malformed> {
     decode::<_, REPLY_HEADER_SIZE_MAX>(bytes, "reply")
 }
 
-/// The bytes of `bitmap`, at most [`BITMAP_SIZE_MAX`].
-pub fn encode_bitmap(bitmap: &Bitmap) -> Vec<u8> {
-    encode(bitmap)
+/// Holdings as they are sent: the size of what follows in four bytes, the lowest first, then as many.
+pub fn encode_holdings(holdings: &Holdings) -> Vec<u8> {
+    let body = encode(holdings);
+    let size = u32::try_from(body.len()).expect("at most HOLDINGS_SIZE_MAX");
+    [&size.to_le_bytes(), &body[..]].concat()
 }
 
-/// The bitmap in `bytes`, if it is over `len` positions.
-pub fn decode_bitmap(bytes: &[u8], len: usize) -> Result<Bitmap, Malformed> {
-    let bitmap: Bitmap = decode::<_, BITMAP_SIZE_MAX>(bytes, "bitmap")?;
-    if bitmap.len() == len && bitmap.is_consistent() {
-        Ok(bitmap)
-    } else {
-        Err(Malformed { what: "bitmap", cause: None })
+/// The size of the holdings whose frame begins with these bytes, if it is one they can have.
+pub fn decode_holdings_size(bytes: [u8; 4]) -> Result<usize, Malformed> {
+    match u32::from_le_bytes(bytes) as usize {
+        size @ 1..=HOLDINGS_SIZE_MAX => Ok(size),
+        _ => Err(Malformed { what: "holdings", cause: None }),
     }
 }
 
+/// The holdings in `bytes`, which follow the size. What they say is checked by [`Holdings::after`].
+pub fn decode_holdings(bytes: &[u8]) -> Result<Holdings, Malformed> {
+    decode::<_, HOLDINGS_SIZE_MAX>(bytes, "holdings")
+}
+
 pub(crate) fn encode_contact(contact: &Contact, signature: &[u8; 64]) -> Vec<u8> {
-    let (r, s) = signature.split_at(32);
-    let halves: [[u8; 32]; 2] = [r.try_into().expect("half of 64"), s.try_into().expect("half of 64")];
-    encode(&(contact, halves))
+    encode(&(contact, halves(signature)))
 }
 
 pub(crate) fn decode_contact(bytes: &[u8]) -> Result<(Contact, [u8; 64]), Malformed> {
-    let (contact, [r, s]): (Contact, [[u8; 32]; 2]) = decode::<_, CONTACT_SIZE_MAX>(bytes, "contact record")?;
+    let (contact, halves): (Contact, _) = decode::<_, CONTACT_SIZE_MAX>(bytes, "contact record")?;
+    Ok((contact, whole(halves)))
+}
+
+pub(crate) fn encode_name(name: &Name, signature: &[u8; 64]) -> Vec<u8> {
+    encode(&(name, halves(signature)))
+}
+
+pub(crate) fn decode_name(bytes: &[u8]) -> Result<(Name, [u8; 64]), Malformed> {
+    let (name, halves): (Name, _) = decode::<_, NAME_SIZE_MAX>(bytes, "record of a name")?;
+    Ok((name, whole(halves)))
+}
+
+/// A signature as serde can write it.
+fn halves(signature: &[u8; 64]) -> [[u8; 32]; 2] {
+    let (r, s) = signature.split_at(32);
+    [r.try_into().expect("half of 64"), s.try_into().expect("half of 64")]
+}
+
+fn whole([r, s]: [[u8; 32]; 2]) -> [u8; 64] {
     let mut signature = [0; 64];
     signature[..32].copy_from_slice(&r);
     signature[32..].copy_from_slice(&s);
-    Ok((contact, signature))
+    signature
 }
 
 pub(crate) fn encode_manifest(parts: &Parts) -> Vec<u8> {
@@ -190,12 +282,19 @@ mod tests {
             (Reply::Refused(Refusal::Busy), "020101"),
             (Reply::Refused(Refusal::Malformed), "020102"),
             (Reply::Refused(Refusal::Failed), "020103"),
+            (Reply::Refused(Refusal::Elsewhere), "020104"),
+            (Reply::Refused(Refusal::Relayed), "020105"),
         ];
         for (reply, bytes) in golden {
             assert_eq!(hex::encode(encode_reply(&reply)), bytes);
             assert_eq!(decode_reply(&hex::decode(bytes).unwrap()[1..]).unwrap(), reply);
         }
-        assert_eq!(hex::encode(encode_bitmap(&Bitmap::from_fn(10, |at| at > 7))), "0a020003");
+        assert_eq!(
+            hex::encode(encode_holdings(&Holdings::All(Bitmap::from_fn(10, |at| at > 7)))),
+            "05000000000a020003"
+        );
+        let change = Holdings::Change { added: vec![1, 300], removed: vec![2] };
+        assert_eq!(hex::encode(encode_holdings(&change)), "08000000010201fb2c010102");
     }
 
     #[test]
@@ -210,16 +309,24 @@ mod tests {
         fn hostile_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
             let _ = decode_request(&bytes);
             let _ = decode_reply(&bytes);
-            let _ = decode_bitmap(&bytes, 100);
+            let _ = decode_holdings(&bytes).map(|holdings| holdings.after(&Bitmap::none(100)));
             let _ = decode_contact(&bytes);
+            let _ = decode_name(&bytes);
             let _ = decode_manifest(&bytes);
         }
 
         #[test]
-        fn a_bitmap_reads_back(set in prop::collection::vec(any::<bool>(), 0..500)) {
-            let bitmap = Bitmap::from_fn(set.len(), |at| set[at]);
-            prop_assert_eq!(decode_bitmap(&encode_bitmap(&bitmap), set.len()).unwrap(), bitmap);
-            prop_assert!(decode_bitmap(&encode_bitmap(&Bitmap::none(set.len())), set.len() + 1).is_err());
+        fn holdings_read_back_and_lead_from_one_to_the_other(
+            sets in prop::collection::vec((any::<bool>(), prop::bool::weighted(0.03)), 0..500),
+        ) {
+            let before = Bitmap::from_fn(sets.len(), |at| sets[at].0);
+            let after = Bitmap::from_fn(sets.len(), |at| sets[at].0 != sets[at].1);
+            let holdings = Holdings::between(&before, &after);
+            let frame = encode_holdings(&holdings);
+            let (size, body) = frame.split_first_chunk().unwrap();
+            prop_assert_eq!(decode_holdings_size(*size).unwrap(), body.len());
+            prop_assert_eq!(decode_holdings(body).unwrap().after(&before), Some(after.clone()));
+            prop_assert_eq!(Holdings::All(after).after(&Bitmap::none(sets.len() + 1)), None);
         }
     }
 }

@@ -46,7 +46,7 @@ fn a_manifest_reads_back_and_its_id_is_the_hash_of_its_bytes() {
 #[test]
 fn golden_manifest() {
     let id = Manifest::new(parts()).unwrap().id();
-    assert_eq!(id.to_hex(), "ca31f0e8587c56c71e30db2f8a24897d3f2ff24f20b512251cebea1b4931f205");
+    assert_eq!(id.to_hex(), "d37b43e1457cf341fbcb9615ced37e7605c7e09a3bf49be298942ac71b689fc7");
 }
 
 #[test]
