@@ -25,6 +25,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// Connected peers.
     pub peers: usize,
+    /// How others reach this node.
+    #[serde(default)]
+    pub reach: ReachStatus,
     /// What the store holds.
     pub store: StoreStatus,
     /// Models whose manifest is here.
@@ -33,6 +36,49 @@ pub struct Status {
     pub loaded: Vec<LoadedModel>,
     /// What is being fetched.
     pub transfers: Vec<TransferStatus>,
+    /// How much may move.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// How much may move, over all peers together. Rates are bytes per second; `null`: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// What is sent to peers.
+    pub up: Option<u64>,
+    /// What peers send.
+    pub down: Option<u64>,
+    /// What origins send.
+    pub origin: Option<u64>,
+    /// Connections of the data plane, in both directions.
+    pub connections: usize,
+}
+
+/// Limits to change. What is left out stays; `"none"` takes a limit away; else a rate such as `20Mbit` or
+/// `4MiB`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsRequest {
+    /// What is sent to peers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up: Option<String>,
+    /// What peers send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down: Option<String>,
+    /// What origins send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+}
+
+/// How others reach the node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReachStatus {
+    /// Whether they can dial it: `public`, `private` or `unknown`.
+    pub outlook: String,
+    /// Peers through which it can be met, if they cannot.
+    pub relays: Vec<String>,
+    /// Whether it relays for others.
+    pub relaying: bool,
 }
 
 /// What the store holds.
@@ -46,6 +92,19 @@ pub struct StoreStatus {
     pub referenced: u64,
     /// Chunks, wherever their bytes are.
     pub chunks: u64,
+    /// Beyond so many bytes of `used`, chunks are evicted. Below the quota; still lower if the disk has
+    /// no room for the quota.
+    #[serde(default)]
+    pub high: u64,
+    /// Down to so many.
+    #[serde(default)]
+    pub low: u64,
+    /// Bytes that are free on the disk, if the system tells.
+    #[serde(default)]
+    pub free: Option<u64>,
+    /// Bytes hashed since the node started, to find out whether what is on the disk is good.
+    #[serde(default)]
+    pub hashed: u64,
 }
 
 /// A model that is ready to run.
@@ -72,14 +131,11 @@ pub struct LoadedModel {
 pub struct TransferStatus {
     /// Its id.
     pub model: String,
-    /// Bytes that are here.
-    pub bytes: u64,
-    /// Bytes in all.
-    pub total: u64,
-    /// Bytes per second.
-    pub rate: u64,
-    /// Peers that send.
-    pub peers: usize,
+    /// What for: `pull` or `inference`.
+    pub purpose: String,
+    /// How far it is.
+    #[serde(flatten)]
+    pub progress: PullProgress,
 }
 
 /// A model whose manifest is here.
@@ -156,7 +212,8 @@ pub struct PeerView {
     pub addrs: Vec<String>,
     /// Addresses of its data plane, `IP:PORT`.
     pub data_addrs: Vec<String>,
-    /// How it is reached: `local` (this machine), `lan` or `direct`.
+    /// How it is reached: `local` (this machine), `lan`, `direct`, `punched` (both opened a way through
+    /// their NATs) or `relayed`.
     pub path: String,
     /// Measured round trip in milliseconds.
     pub rtt_ms: Option<f64>,
@@ -164,6 +221,12 @@ pub struct PeerView {
     pub sent: u64,
     /// Bytes received from its data plane, as UDP carries them.
     pub received: u64,
+    /// Bytes per second sent to it over the last seconds.
+    #[serde(default)]
+    pub rate_up: u64,
+    /// Bytes per second received from it over the last seconds.
+    #[serde(default)]
+    pub rate_down: u64,
 }
 
 /// What long work answers: progress, any number of times, and then its result.
@@ -246,17 +309,45 @@ pub struct PullProgress {
     pub fetched_bytes: u64,
     /// Bytes that came in vain: wrong, or already here.
     pub wasted_bytes: u64,
-    /// Bytes per second, since this pull began.
+    /// Of those, bytes that another peer sent sooner.
+    #[serde(default)]
+    pub duplicate_bytes: u64,
+    /// Bytes per second, over the last seconds.
     pub rate: u64,
-    /// Peers that send.
+    /// Peers that have sent something.
     pub peers: usize,
     /// Seconds until the end at this rate.
     pub eta_s: Option<u64>,
-    /// What is going on: `manifest`, `chunks`.
+    /// What is going on: `manifest` or `looking` (for someone who has it), `chunks` (they come),
+    /// `waiting` (for peers that cannot be asked now), `done`.
     pub phase: String,
-    /// What the user should know, such as that nobody who has the rest is reachable.
+    /// Why it is slow or does not move, in words, if it is or does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// The same for programs: `nobody_has_it`, `lost_chunks`, `nobody_answers`, `sole_holder_away`,
+    /// `stalled_peers`, `from_origin`, `relayed_peers`, `sole_holder`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Who has some of it, and what comes from there.
+    #[serde(default)]
+    pub sources: Vec<TransferSource>,
+}
+
+/// Someone who has some of a model that is being fetched.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TransferSource {
+    /// The peer, or the URL of the origin.
+    pub peer: String,
+    /// How it is reached: `local`, `lan`, `direct`, `punched`, `relayed` or `origin`.
+    pub path: String,
+    /// Bytes per second that it has given lately, once there was something to measure.
+    pub rate: Option<u64>,
+    /// Bytes that came from there, verified.
+    pub bytes: u64,
+    /// Chunks that it has been asked for.
+    pub asked: usize,
+    /// `good`, `paused`, `stalled`, `useless`; `gone` if it no longer says what it has.
+    pub state: String,
 }
 
 /// All of a model is here.
@@ -338,14 +429,38 @@ pub struct Checked {
 /// Which model, for what needs no more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelRequest {
-    /// A model id, a prefix of one, or an alias.
+    /// A model id, a prefix of one, an alias, or a signed name.
     pub model: String,
+}
+
+/// Which name to publish, and for which model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NameRequest {
+    /// The name.
+    pub name: String,
+    /// A model id, a prefix of one, an alias, or a signed name.
+    pub model: String,
+}
+
+/// A signed name, `PEER/NAME`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NameInfo {
+    /// The name, without the peer.
+    pub name: String,
+    /// Who published it.
+    pub peer: String,
+    /// The id of the model that it means.
+    pub model: String,
+    /// The number of the record. Of two records the larger counts.
+    pub sequence: u64,
+    /// Until when the record is good, in seconds since 1970. Publishers renew it before.
+    pub expires: u64,
 }
 
 /// What to export.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExportRequest {
-    /// A model id, a prefix of one, or an alias.
+    /// A model id, a prefix of one, an alias, or a signed name.
     pub model: String,
     /// The folder to write to, as an absolute path on the node's machine.
     pub dir: String,
@@ -365,7 +480,7 @@ pub struct VerifyRequest {
 /// How a check is made; the body of the request is the safetensors file of recorded outputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CheckRequest {
-    /// A model id, a prefix of one, or an alias.
+    /// A model id, a prefix of one, an alias, or a signed name.
     pub model: String,
     /// The largest `max_rel_err` that passes.
     #[serde(default = "tolerance_default")]
@@ -450,42 +565,4 @@ pub struct ErrorDetail {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn pull_events_are_as_documented() {
-        let done = PullEvent::Done(Pulled {
-            model: "surf:00".into(),
-            bytes: 3,
-            fetched_bytes: 2,
-            wasted_bytes: 1,
-            seconds: 0.5,
-            sources: vec![PullSource { peer: "P".into(), bytes: 2, path: "lan".into() }],
-        });
-        let text = json!({
-            "event": "done", "model": "surf:00", "bytes": 3, "fetched_bytes": 2, "wasted_bytes": 1,
-            "seconds": 0.5, "sources": [{"peer": "P", "bytes": 2, "path": "lan"}],
-        });
-        assert_eq!(serde_json::to_value(&done).unwrap(), text);
-        assert_eq!(serde_json::from_value::<PullEvent>(text).unwrap(), done);
-        let progress = serde_json::to_value(PullEvent::Progress(PullProgress::default())).unwrap();
-        assert_eq!(progress["event"], "progress");
-        assert!(progress.get("note").is_none());
-    }
-
-    #[test]
-    fn a_detail_is_the_list_entry_and_more() {
-        let detail = ModelDetail {
-            info: ModelInfo { model: "surf:00".into(), files: 1, ..ModelInfo::default() },
-            files: vec![FileInfo { path: "config.json".into(), size: 2, sha256: "e3".into() }],
-            groups: Vec::new(),
-        };
-        let text = serde_json::to_value(&detail).unwrap();
-        assert_eq!(text["files"], 1);
-        assert_eq!(text["file_list"][0]["path"], "config.json");
-        assert_eq!(serde_json::from_value::<ModelDetail>(text).unwrap(), detail);
-    }
-}
+mod tests;

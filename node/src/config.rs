@@ -5,6 +5,8 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use serde::Deserialize;
 
+use crate::members::Members;
+
 mod units;
 
 pub use units::{NotAQuantity, Rate, Size, Span};
@@ -16,6 +18,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// How chunks are kept.
     pub store: Store,
+    /// Who belongs to the swarm. One value for both planes, so that neither is open by mistake.
+    pub members: Members,
     /// How the node takes part in the control plane.
     pub swarm: Swarm,
     /// How the node takes part in the data plane.
@@ -40,12 +44,36 @@ pub struct Store {
 /// Settings of the control plane.
 #[derive(Clone, Debug)]
 pub struct Swarm {
-    /// Where to listen, QUIC and TCP on the same port. Port 0 lets the system choose.
+    /// Where to listen, QUIC and TCP on the same port; in a private swarm, TCP only. Port 0 lets the
+    /// system choose.
     pub listen: SocketAddr,
     /// Multiaddresses of nodes to join through, each ending in `/p2p/…`.
     pub bootstrap: Vec<String>,
     /// Whether to find nodes of the same network by multicast DNS.
     pub mdns: bool,
+    /// How the node helps others through NAT.
+    pub relay: Relay,
+}
+
+/// Settings of relaying: carrying the bytes of two nodes that cannot dial each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relay {
+    /// Whether to be a relay for others.
+    pub serve: Relaying,
+    /// Whether chunks may pass: those of others through this node, and this node's own through others.
+    pub bulk: bool,
+}
+
+/// Whether to be a relay for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Relaying {
+    /// As soon as it is known that others can reach this node.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// Settings of the data plane.
@@ -53,6 +81,34 @@ pub struct Swarm {
 pub struct Transfer {
     /// Where to listen. Port 0 lets the system choose.
     pub listen: SocketAddr,
+    /// How much may move, and with how many.
+    pub limits: Limits,
+}
+
+/// How much may move, over all peers together. The rates can be changed while the node runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// What is sent to peers.
+    pub up: Option<Rate>,
+    /// What peers send.
+    pub down: Option<Rate>,
+    /// What origins send.
+    pub origin: Option<Rate>,
+    /// Connections of the data plane, in both directions.
+    pub connections: usize,
+}
+
+impl Limits {
+    /// Connections unless told otherwise: a large swarm, and at 32 KiB or so each hardly any memory.
+    pub const CONNECTIONS: usize = 512;
+    /// Fewer would leave no room for both directions.
+    pub const CONNECTIONS_MIN: usize = 8;
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { up: None, down: None, origin: None, connections: Self::CONNECTIONS }
+    }
 }
 
 /// Settings of fetching.
@@ -60,13 +116,15 @@ pub struct Transfer {
 pub struct Fetch {
     /// How long a peer may send nothing before its request is moved to another.
     pub stall: Duration,
+    /// How long what is wanted waits for holders that have gone, before it fails.
+    pub patience: Duration,
     /// URLs of folders, buckets or web servers to ask when no peer has a chunk.
     pub origins: Vec<url::Url>,
 }
 
 impl Default for Fetch {
     fn default() -> Self {
-        Self { stall: Duration::from_secs(3), origins: Vec::new() }
+        Self { stall: Duration::from_secs(3), patience: Duration::from_secs(30), origins: Vec::new() }
     }
 }
 

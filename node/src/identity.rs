@@ -1,12 +1,11 @@
 //! Who this node is: one key, proven the same way in both planes.
 //!
 //! The TLS certificate of the data plane is the one libp2p defines, so a peer that the DHT named
-//! cannot be impersonated when it is dialled for chunks. The key is a file that nobody else may
-//! read; it is made once, whole or not at all, and never changed here.
+//! cannot be impersonated when it is dialled for chunks. The key is a secret file, made once and never
+//! changed here.
 
 use std::{
-    fmt, fs, io,
-    io::Write,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
@@ -20,6 +19,8 @@ use quinn::{
     rustls::pki_types::CertificateDer,
 };
 use surf_protocol::{NodeId, wire::ALPN};
+
+use crate::secret::{self, SecretError};
 
 /// Bytes of a secret key as we write it.
 const SECRET_SIZE: usize = 32;
@@ -40,30 +41,16 @@ pub struct Identity {
 /// There is no usable key.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The key file could not be read or written.
-    #[error("cannot read or write the key file {path}: {cause}", path = path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        cause: io::Error,
-    },
-    /// Others may read the key file, so the key may not be only ours.
-    #[error("the key file {path} can be read by other users (mode {mode:03o}): run chmod 600 on it", path = path.display())]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
+    /// The key file cannot be used.
+    #[error(transparent)]
+    File(#[from] SecretError),
     /// The file holds something else.
     #[error("{path} is not an Ed25519 key: 32 secret bytes or libp2p's encoding are expected, not these {size} bytes", path = path.display())]
     NotAKey {
         /// The file.
         path: PathBuf,
-        /// How many bytes it has.
-        size: u64,
+        /// How many bytes it has, as far as they were read.
+        size: usize,
     },
     /// No certificate could be made for the key.
     #[error("no certificate for this key: {0}")]
@@ -79,13 +66,17 @@ impl Identity {
     /// The identity in the file at `path`; if there is no such file, a new one, kept there.
     pub fn load_or_create(path: &Path) -> Result<Self, IdentityError> {
         match Self::load(path) {
-            Err(IdentityError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+            Err(IdentityError::File(SecretError::Io { cause, .. }))
+                if cause.kind() == io::ErrorKind::NotFound =>
+            {
                 let identity = Self::generate();
-                match identity.save_new(path) {
+                match secret::write_new(path, identity.keypair.secret().as_ref()) {
                     Ok(()) => Ok(identity),
                     // Another process was faster. Its key is the node's key.
-                    Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => Self::load(path),
-                    Err(cause) => Err(IdentityError::Io { path: path.to_owned(), cause }),
+                    Err(SecretError::Io { cause, .. }) if cause.kind() == io::ErrorKind::AlreadyExists => {
+                        Self::load(path)
+                    }
+                    Err(error) => Err(error.into()),
                 }
             }
             done => done,
@@ -109,48 +100,38 @@ impl Identity {
 
     /// Proves who we are to those who dial us, and asks them to do the same.
     pub fn server_tls(&self) -> Result<QuicServerConfig, IdentityError> {
+        self.server_tls_for(ALPN)
+    }
+
+    /// The same, for another protocol than that of an open swarm.
+    pub fn server_tls_for(&self, alpn: &[u8]) -> Result<QuicServerConfig, IdentityError> {
         let mut tls = tls::make_server_config(&self.keypair()).map_err(certificate)?;
-        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.alpn_protocols = vec![alpn.to_vec()];
         QuicServerConfig::try_from(tls).map_err(certificate)
     }
 
     /// Proves who we are, and refuses to talk to anyone but `peer`.
     pub fn client_tls(&self, peer: NodeId) -> Result<QuicClientConfig, IdentityError> {
+        self.client_tls_for(peer, ALPN)
+    }
+
+    /// The same, for another protocol than that of an open swarm.
+    pub fn client_tls_for(&self, peer: NodeId, alpn: &[u8]) -> Result<QuicClientConfig, IdentityError> {
         let mut tls = tls::make_client_config(&self.keypair(), Some(libp2p_id(peer))).map_err(certificate)?;
-        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.alpn_protocols = vec![alpn.to_vec()];
         QuicClientConfig::try_from(tls).map_err(certificate)
     }
 
     fn load(path: &Path) -> Result<Self, IdentityError> {
-        let failed = |cause| IdentityError::Io { path: path.to_owned(), cause };
-        let file = fs::File::open(path).map_err(failed)?;
-        let about = file.metadata().map_err(failed)?;
-        refuse_exposed(path, &about)?;
-        let size = about.len();
-        let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(file, FILE_SIZE_MAX), &mut bytes).map_err(failed)?;
-        let keypair = if bytes.len() == SECRET_SIZE {
+        let mut bytes = secret::read(path, FILE_SIZE_MAX)?;
+        let size = bytes.len();
+        let keypair = if size == SECRET_SIZE {
             ed25519::SecretKey::try_from_bytes(&mut bytes).ok().map(ed25519::Keypair::from)
         } else {
             Keypair::from_protobuf_encoding(&bytes).ok().and_then(|key| key.try_into_ed25519().ok())
         };
         let keypair = keypair.ok_or_else(|| IdentityError::NotAKey { path: path.to_owned(), size })?;
         Ok(Self { keypair })
-    }
-
-    /// Writes the secret under a temporary name that only we can read, and then gives it its own:
-    /// a crash cannot leave half a key behind.
-    fn save_new(&self, path: &Path) -> io::Result<()> {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(self.keypair.secret().as_ref())?;
-        file.as_file().sync_all()?;
-        file.persist_noclobber(path)?;
-        fs::File::open(folder)?.sync_all()
     }
 }
 
@@ -179,24 +160,14 @@ pub(crate) fn peer_of(connection: &quinn::Connection) -> Option<NodeId> {
     node_id(tls::certificate::parse(chain.first()?).ok()?.peer_id())
 }
 
-#[cfg(unix)]
-fn refuse_exposed(path: &Path, about: &fs::Metadata) -> Result<(), IdentityError> {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = about.permissions().mode() & 0o777;
-    if mode & 0o077 == 0 { Ok(()) } else { Err(IdentityError::Exposed { path: path.to_owned(), mode }) }
-}
-
-#[cfg(not(unix))]
-fn refuse_exposed(_: &Path, _: &fs::Metadata) -> Result<(), IdentityError> {
-    Ok(())
-}
-
 fn certificate(error: impl std::error::Error + Send + Sync + 'static) -> IdentityError {
     IdentityError::Certificate(Box::new(error))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, io::Write};
+
     use super::*;
 
     #[test]
@@ -213,7 +184,7 @@ mod tests {
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
             fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
             let error = Identity::load_or_create(&path).unwrap_err();
-            assert!(matches!(error, IdentityError::Exposed { mode: 0o640, .. }));
+            assert!(matches!(error, IdentityError::File(SecretError::Exposed { mode: 0o640, .. })));
             assert!(error.to_string().contains("node.key"), "{error}");
         }
     }

@@ -11,6 +11,8 @@
 //!   store      chunks on disk                       (owns sled)
 //!   source     anything that may have chunks        (a folder, a bucket, a web server)
 //!   identity   one key for both planes              (names both)
+//!   members    who belongs to the swarm             (its key, lists of peers)
+//!   secret     files that nobody else may read
 //!   journal    what happened, for those who ask
 //! ```
 //!
@@ -24,9 +26,11 @@ pub mod engine;
 pub mod fetch;
 pub mod identity;
 pub mod journal;
+pub mod members;
 pub mod node;
 pub mod publish;
 pub mod rpc;
+pub mod secret;
 pub mod source;
 pub mod store;
 pub mod swarm;

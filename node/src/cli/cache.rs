@@ -8,21 +8,21 @@ use crate::api::{Amount, Freed, ModelRequest, Verified, VerifyRequest};
 /// Keep a model's chunks, whatever the cache size
 #[derive(Debug, Args)]
 pub(crate) struct Pin {
-    /// Model id, a prefix of one, or an alias
+    /// Model id, a prefix of one, an alias, or PEER/NAME
     model: String,
 }
 
 /// Let a model's chunks go when room is needed
 #[derive(Debug, Args)]
 pub(crate) struct Unpin {
-    /// Model id, a prefix of one, or an alias
+    /// Model id, a prefix of one, an alias, or PEER/NAME
     model: String,
 }
 
 /// Forget a model, and remove the chunks that no other model needs
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
-    /// Model id, a prefix of one, or an alias
+    /// Model id, a prefix of one, an alias, or PEER/NAME
     model: String,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct Gc {}
 /// Hash chunks again, to find those that went bad on disk
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// Model id, a prefix of one, or an alias; everything, if left out
+    /// Model id, a prefix of one, an alias, or PEER/NAME; everything, if left out
     model: Option<String>,
     /// Fetch bad chunks again
     #[arg(long)]

@@ -10,7 +10,7 @@ use crate::api::{Checked, TOLERANCE_DEFAULT};
 /// Run recorded inputs and compare with the recorded outputs
 #[derive(Debug, Args)]
 pub(crate) struct Check {
-    /// Model id, a prefix of one, or an alias
+    /// Model id, a prefix of one, an alias, or PEER/NAME
     model: String,
     /// File of recorded inputs and outputs, in safetensors
     expected: PathBuf,

@@ -14,6 +14,7 @@ use crate::{
     config,
     engine::{Event, Message, Prompt, Request},
     journal::{self, Entry},
+    members::Members,
     node::NodeError,
 };
 
@@ -198,12 +199,14 @@ async fn start(home: &Path, name: &str, through: Option<&Node>, memory: u64) -> 
     let config = Config {
         store: config::Store { dir: dir.join("store"), quota: 1 << 30 },
         data_dir: dir,
+        members: Members::default(),
         swarm: config::Swarm {
             listen: any,
             bootstrap: through.map(|node| node.listen().to_vec()).unwrap_or_default(),
             mdns: false,
+            relay: config::Relay::default(),
         },
-        transfer: config::Transfer { listen: any },
+        transfer: config::Transfer { listen: any, limits: config::Limits::default() },
         fetch: config::Fetch::default(),
         engine: config::Engine { memory, device: config::Device::Cpu, dtype: config::Precision::Auto },
         rpc: config::Rpc { listen: any, token: None },

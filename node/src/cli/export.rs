@@ -10,7 +10,7 @@ use crate::api::{Amount, ExportRequest, Exported};
 /// Write a model's files, byte for byte as they were published
 #[derive(Debug, Args)]
 pub(crate) struct Export {
-    /// Model id, a prefix of one, or an alias
+    /// Model id, a prefix of one, an alias, or PEER/NAME
     model: String,
     /// Folder to write to, on the node's machine
     dir: PathBuf,

@@ -20,7 +20,7 @@ use crate::api::{CacheStats, GenerationStats};
 /// Continue a prompt, printing tokens as they come
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
-    /// Model id, a prefix of one, or an alias
+    /// Model id, a prefix of one, an alias, or PEER/NAME
     model: String,
     /// The prompt; read from stdin, without its last line end, if left out
     #[arg(long, short, value_name = "TEXT", allow_hyphen_values = true)]

@@ -6,13 +6,14 @@ use super::{
     Context,
     error::CliError,
     human::{self, Align},
+    limit,
 };
 use crate::api::{self, LoadedModel, ModelDetail, ModelInfo, PeerView, TransferStatus};
 
 /// List models, or show one
 #[derive(Debug, Args)]
 pub(crate) struct Models {
-    /// Model id, a prefix of one, or an alias
+    /// Model id, a prefix of one, an alias, or PEER/NAME
     model: Option<String>,
 }
 
@@ -120,6 +121,8 @@ fn peers(peers: &[PeerView]) -> String {
             rtt,
             human::bytes(peer.sent),
             human::bytes(peer.received),
+            format!("{}/s", human::bytes(peer.rate_up)),
+            format!("{}/s", human::bytes(peer.rate_down)),
             addr,
         ]
     };
@@ -129,9 +132,20 @@ fn peers(peers: &[PeerView]) -> String {
         ("RTT", Align::Right),
         ("SENT", Align::Right),
         ("RECEIVED", Align::Right),
+        ("UP", Align::Right),
+        ("DOWN", Align::Right),
         ("ADDRESS", Align::Left),
     ];
     human::table(columns, &peers.iter().map(row).collect::<Vec<_>>())
+}
+
+fn reach(reach: &api::ReachStatus) -> String {
+    let relays = match reach.relays.len() {
+        0 => String::new(),
+        relays => format!(", met through {relays} relays"),
+    };
+    let relaying = if reach.relaying { ", relays for others" } else { "" };
+    format!("{}{relays}{relaying}", reach.outlook)
 }
 
 fn status(status: &api::Status) -> String {
@@ -143,6 +157,13 @@ fn status(status: &api::Status) -> String {
         human::bytes(store.referenced),
         store.chunks
     );
+    let free = store.free.map(|free| format!("; {} free on the disk", human::bytes(free)));
+    let evicts = format!(
+        "beyond {}, down to {}{}",
+        human::bytes(store.high),
+        human::bytes(store.low),
+        free.unwrap_or_default()
+    );
     let mut facts = vec![
         ("peer", status.peer_id.clone()),
         ("version", status.version.clone()),
@@ -151,9 +172,14 @@ fn status(status: &api::Status) -> String {
         ("transfer", status.transfer.clone()),
         ("data", status.data_dir.clone()),
         ("peers", status.peers.to_string()),
+        ("reach", reach(&status.reach)),
         ("models", status.models.to_string()),
         ("store", used),
+        ("evicts", evicts),
     ];
+    if status.limits.up.or(status.limits.down).or(status.limits.origin).is_some() {
+        facts.extend(limit::facts(&status.limits));
+    }
     facts.extend(status.listen.iter().map(|addr| ("listen", addr.clone())));
     facts.extend(status.loaded.iter().map(|model| ("loaded", loaded(model))));
     facts.extend(status.transfers.iter().map(|transfer| ("fetching", self::transfer(transfer))));
@@ -174,12 +200,17 @@ fn loaded(model: &LoadedModel) -> String {
 }
 
 fn transfer(transfer: &TransferStatus) -> String {
-    format!(
-        "{}: {} of {}, {}/s from {} peers",
+    let progress = &transfer.progress;
+    let mut text = format!(
+        "{} for {}: {} of {}, {}/s from {} peers",
         human::model(&transfer.model),
-        human::percent(transfer.bytes, transfer.total),
-        human::bytes(transfer.total),
-        human::bytes(transfer.rate),
-        transfer.peers,
-    )
+        transfer.purpose,
+        human::percent(progress.bytes, progress.total),
+        human::bytes(progress.total),
+        human::bytes(progress.rate),
+        progress.sources.iter().filter(|source| 0 < source.asked).count(),
+    );
+    text += &progress.eta_s.map(|eta| format!(", {} left", human::seconds(eta as f64))).unwrap_or_default();
+    text += &progress.note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
+    text
 }

@@ -1,5 +1,5 @@
-//! The commands. `join` and `demo` run nodes; all others but `id` and `completions` talk to one that
-//! runs already, over its RPC, like any other program could.
+//! The commands. `join` and `demo` run nodes; all others but `key`, `id` and `completions` talk to one
+//! that runs already, over its RPC, like any other program could.
 //!
 //! Results go to stdout, everything else to stderr; with `--json`, results are one object per line.
 
@@ -14,9 +14,12 @@ mod generate;
 mod human;
 mod id;
 mod join;
+mod key;
+mod limit;
 mod lists;
 mod logging;
 mod machine;
+mod name;
 mod output;
 mod progress;
 mod publish;
@@ -81,12 +84,16 @@ enum Command {
     Models(lists::Models),
     Peers(lists::Peers),
     Status(lists::Status),
+    Limit(limit::Limit),
     Pin(cache::Pin),
     Unpin(cache::Unpin),
     Rm(cache::Rm),
     Gc(cache::Gc),
     Verify(cache::Verify),
+    Name(name::Name),
     Demo(demo::Demo),
+    #[command(subcommand)]
+    Key(key::Key),
     Id(id::Id),
     Completions(completions::Completions),
 }
@@ -108,12 +115,15 @@ impl Cli {
             Command::Models(command) => command.run(&context).await,
             Command::Peers(command) => command.run(&context).await,
             Command::Status(command) => command.run(&context).await,
+            Command::Limit(command) => command.run(&context).await,
             Command::Pin(command) => command.run(&context).await,
             Command::Unpin(command) => command.run(&context).await,
             Command::Rm(command) => command.run(&context).await,
             Command::Gc(command) => command.run(&context).await,
             Command::Verify(command) => command.run(&context).await,
+            Command::Name(command) => command.run(&context).await,
             Command::Demo(command) => command.run(&context).await,
+            Command::Key(command) => command.run(&context),
             Command::Id(command) => command.run(&context),
             Command::Completions(command) => command.run(&context),
         }

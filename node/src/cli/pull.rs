@@ -13,7 +13,7 @@ use crate::api::{ModelRequest, PullEvent, PullProgress, Pulled};
 /// Fetch all of a model
 #[derive(Debug, Args)]
 pub(crate) struct Pull {
-    /// Model id, a prefix of one, or an alias
+    /// Model id, a prefix of one, an alias, or PEER/NAME
     model: String,
 }
 
@@ -35,14 +35,19 @@ impl Pull {
     }
 }
 
-/// What is said beside how far it is.
+/// What is said beside how far it is: how fast, from how many, until when; and why not faster.
 fn aside(step: &PullProgress) -> String {
-    if let Some(note) = &step.note {
-        return format!(" · {note}");
+    let mut text = String::new();
+    if 0 < step.rate {
+        let sending = step.sources.iter().filter(|source| 0 < source.asked).count().max(1);
+        let peers = if sending == 1 { "1 peer".to_owned() } else { format!("{sending} peers") };
+        text += &format!(" · {}/s from {peers}", human::bytes(step.rate));
+        text += &step.eta_s.map(|eta| format!(" · {} left", human::seconds(eta as f64))).unwrap_or_default();
+    } else if step.phase == "looking" || step.phase == "manifest" {
+        text += " · looking for peers that have it";
     }
-    let eta = step.eta_s.map(|eta| format!(" · {} left", human::seconds(eta as f64))).unwrap_or_default();
-    let peers = if step.peers == 1 { "1 peer".to_owned() } else { format!("{} peers", step.peers) };
-    format!(" · {}/s from {peers}{eta}", human::bytes(step.rate))
+    text += &step.note.as_ref().map(|note| format!(" · {note}")).unwrap_or_default();
+    text
 }
 
 fn words(pulled: &Pulled) -> String {

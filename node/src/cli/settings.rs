@@ -4,6 +4,7 @@
 //! over the file; [`Settings::resolve`] fills in defaults and gives the node's configuration.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -11,10 +12,14 @@ use std::{
 
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use serde::Deserialize;
+use surf_protocol::NodeId;
 use url::Url;
 
 use super::{RPC_DEFAULT, error::CliError};
-use crate::config::{self, Config, Device, Precision, Size};
+use crate::{
+    config::{self, Config, Device, Precision, Rate, Size},
+    members::{Access, Members, SwarmKey, SwarmKeyError},
+};
 
 /// The file, in the data folder.
 const FILE: &str = "config.toml";
@@ -26,11 +31,15 @@ const TRANSFER_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPEC
 /// Half of the free disk for chunks, half of the memory for weights: a guest's share.
 const SHARE_DEFAULT: Size = Size::Share(5000);
 
+/// Connections that can be asked for. Each has buffers and a timer.
+const CONNECTIONS_MAX: u32 = 16_384;
+
 /// One layer of what `join` can be told.
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(crate) struct Settings {
-    /// Where to listen for other nodes: the control plane, QUIC and TCP [default: 0.0.0.0:8470]
+    /// Where to listen for other nodes: the control plane, QUIC and TCP (with a swarm key, TCP only)
+    /// [default: 0.0.0.0:8470]
     #[arg(long, env = "SURF_LISTEN", value_name = "IP:PORT")]
     pub(crate) listen: Option<SocketAddr>,
     /// Where to listen for other nodes: the data plane, QUIC [default: 0.0.0.0:8472]
@@ -54,6 +63,18 @@ pub(crate) struct Settings {
     /// In what precision: auto, f32, bf16 or f16 [default: auto]
     #[arg(long, env = "SURF_DTYPE", value_name = "DTYPE")]
     pub(crate) dtype: Option<Precision>,
+    /// Most that is sent to peers each second, such as 20Mbit or 4MiB [default: no limit]
+    #[arg(long, env = "SURF_UP", value_name = "RATE")]
+    pub(crate) up: Option<Rate>,
+    /// Most that is taken from peers each second [default: no limit]
+    #[arg(long, env = "SURF_DOWN", value_name = "RATE")]
+    pub(crate) down: Option<Rate>,
+    /// Most that is taken from origins each second [default: no limit]
+    #[arg(long, env = "SURF_ORIGIN_RATE", value_name = "RATE")]
+    pub(crate) origin_rate: Option<Rate>,
+    /// Most connections with peers at a time, in both directions [default: 512]
+    #[arg(long, env = "SURF_MAX_CONNECTIONS", value_name = "N", value_parser = connections)]
+    pub(crate) max_connections: Option<u32>,
     /// Do not look for nodes of the same network by multicast DNS
     #[arg(
         long,
@@ -66,10 +87,44 @@ pub(crate) struct Settings {
         value_parser = BoolishValueParser::new()
     )]
     pub(crate) no_mdns: Option<bool>,
+    /// Help nodes that cannot dial each other to meet: auto (once it is known that others can reach this
+    /// one), on or off [default: auto]
+    #[arg(
+        long,
+        env = "SURF_RELAY",
+        value_name = "WHEN",
+        value_enum,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "on"
+    )]
+    pub(crate) relay: Option<Relaying>,
+    /// Let chunks pass through relays: others' through this node, this node's through others. Without it
+    /// relays only help to find a direct way
+    #[arg(
+        long,
+        env = "SURF_RELAY_BULK",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    pub(crate) relay_bulk: Option<bool>,
     /// Folder (file:) or web server (http:, https:) to ask for chunks that no peer has. May be given
     /// many times
     #[arg(long, env = "SURF_ORIGIN", value_name = "URL", value_delimiter = ',', value_parser = origin)]
     pub(crate) origin: Vec<String>,
+    /// File with the key of a private swarm, which all its nodes have: see `surf-node key new`
+    #[arg(long, env = "SURF_SWARM_KEY", value_name = "FILE")]
+    pub(crate) swarm_key: Option<PathBuf>,
+    /// Peer id of a node to deal with; if there are any, with no others. May be given many times
+    #[arg(long, env = "SURF_ALLOW", value_name = "PEER", value_delimiter = ',', value_parser = peer)]
+    pub(crate) allow: Vec<String>,
+    /// Peer id of a node not to deal with, even if it is allowed. May be given many times
+    #[arg(long, env = "SURF_DENY", value_name = "PEER", value_delimiter = ',', value_parser = peer)]
+    pub(crate) deny: Vec<String>,
     /// File with the token that clients must present. The flag and the variable belong to all commands.
     #[arg(skip)]
     pub(crate) rpc_token: Option<PathBuf>,
@@ -89,6 +144,29 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// When to be a relay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Relaying {
+    /// Once it is known that others can reach this node
+    #[default]
+    Auto,
+    /// Always
+    On,
+    /// Never
+    Off,
+}
+
+impl From<Relaying> for config::Relaying {
+    fn from(when: Relaying) -> Self {
+        match when {
+            Relaying::Auto => Self::Auto,
+            Relaying::On => Self::Always,
+            Relaying::Off => Self::Never,
+        }
+    }
+}
+
 /// How much there is of what sizes are shares of. `None`: the system does not tell.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Machine {
@@ -106,8 +184,10 @@ impl Settings {
                 let settings = Self::parse(&text)
                     .map_err(|error| CliError::usage(format!("{}{error}", path.display())))?;
                 // A relative path in the file is meant from where the file is.
-                let rpc_token = settings.rpc_token.map(|file| data_dir.join(file));
-                Ok(Self { rpc_token, ..settings })
+                let from_here = |file: PathBuf| data_dir.join(file);
+                let rpc_token = settings.rpc_token.map(from_here);
+                let swarm_key = settings.swarm_key.map(from_here);
+                Ok(Self { rpc_token, swarm_key, ..settings })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(CliError::failed(format!("{} cannot be read: {error}", path.display()))),
@@ -128,11 +208,16 @@ impl Settings {
         for (key, values, check) in [
             ("bootstrap", &settings.bootstrap, multiaddr as fn(&str) -> Result<String, String>),
             ("origin", &settings.origin, origin),
+            ("allow", &settings.allow, peer),
+            ("deny", &settings.deny, peer),
         ] {
             values
                 .iter()
                 .try_for_each(|value| check(value).map(drop))
                 .map_err(|error| format!(": {key}: {error}"))?;
+        }
+        if let Some(most) = settings.max_connections {
+            connections(&most.to_string()).map_err(|error| format!(": max-connections: {error}"))?;
         }
         Ok(settings)
     }
@@ -149,8 +234,17 @@ impl Settings {
             memory: self.memory.or(below.memory),
             device: self.device.or(below.device),
             dtype: self.dtype.or(below.dtype),
+            up: self.up.or(below.up),
+            down: self.down.or(below.down),
+            origin_rate: self.origin_rate.or(below.origin_rate),
+            max_connections: self.max_connections.or(below.max_connections),
             no_mdns: self.no_mdns.or(below.no_mdns),
+            relay: self.relay.or(below.relay),
+            relay_bulk: self.relay_bulk.or(below.relay_bulk),
             origin: list(self.origin, below.origin),
+            swarm_key: self.swarm_key.or(below.swarm_key),
+            allow: list(self.allow, below.allow),
+            deny: list(self.deny, below.deny),
             rpc_token: self.rpc_token.or(below.rpc_token),
             log: self.log.or(below.log),
         }
@@ -162,14 +256,31 @@ impl Settings {
         let memory = bytes("memory", self.memory, "memory there is", machine.memory)?;
         let token = self.rpc_token.as_deref().map(read_token).transpose()?;
         let origins = self.origin.iter().map(|url| parse_origin(url).map_err(CliError::usage));
+        let key = self.swarm_key.as_deref().map(read_swarm_key).transpose()?;
+        let access = Access { allow: peers(&self.allow)?, deny: peers(&self.deny)? };
         Ok(Config {
+            members: Members { key, access },
             store: config::Store { dir: store_dir(&data_dir), quota },
             swarm: config::Swarm {
                 listen: self.listen.unwrap_or(LISTEN_DEFAULT),
                 bootstrap: self.bootstrap,
                 mdns: !self.no_mdns.unwrap_or(false),
+                relay: config::Relay {
+                    serve: self.relay.unwrap_or_default().into(),
+                    bulk: self.relay_bulk.unwrap_or(false),
+                },
             },
-            transfer: config::Transfer { listen: self.transfer.unwrap_or(TRANSFER_DEFAULT) },
+            transfer: config::Transfer {
+                listen: self.transfer.unwrap_or(TRANSFER_DEFAULT),
+                limits: config::Limits {
+                    up: self.up,
+                    down: self.down,
+                    origin: self.origin_rate,
+                    connections: self
+                        .max_connections
+                        .map_or(config::Limits::CONNECTIONS, |most| most as usize),
+                },
+            },
             fetch: config::Fetch { origins: origins.collect::<Result<_, _>>()?, ..config::Fetch::default() },
             engine: config::Engine {
                 memory,
@@ -210,6 +321,14 @@ pub(crate) fn read_token(file: &Path) -> Result<String, CliError> {
     Ok(token.to_owned())
 }
 
+/// The key of a private swarm in `file`.
+fn read_swarm_key(file: &Path) -> Result<SwarmKey, CliError> {
+    SwarmKey::load(file).map_err(|error| match &error {
+        SwarmKeyError::NotAKey { .. } => CliError::usage(error.to_string()),
+        SwarmKeyError::File(_) => CliError::failed(error.to_string()),
+    })
+}
+
 /// `IP:PORT`, or the URL by which clients call the same place.
 fn rpc_addr(text: &str) -> Result<SocketAddr, CliError> {
     let addr = text.strip_prefix("http://").unwrap_or(text);
@@ -230,6 +349,14 @@ fn bytes(key: &str, said: Option<Size>, of_what: &str, whole: Option<u64>) -> Re
     }
 }
 
+fn connections(text: &str) -> Result<u32, String> {
+    let least = config::Limits::CONNECTIONS_MIN;
+    match text.parse() {
+        Ok(most) if least <= most as usize && most <= CONNECTIONS_MAX => Ok(most),
+        _ => Err(format!("{text:?} is not a number from {least} to {CONNECTIONS_MAX}")),
+    }
+}
+
 /// Only its outline: the swarm reads it.
 fn multiaddr(text: &str) -> Result<String, String> {
     match text.rsplit_once("/p2p/") {
@@ -240,6 +367,20 @@ fn multiaddr(text: &str) -> Result<String, String> {
             "{text:?} is not a multiaddress that ends in /p2p/PEER, such as a running node prints"
         )),
     }
+}
+
+fn peer(text: &str) -> Result<String, String> {
+    parse_peer(text).map(|_| text.to_owned())
+}
+
+fn parse_peer(text: &str) -> Result<NodeId, String> {
+    NodeId::from_peer_id(text).ok_or_else(|| {
+        format!("{text:?} is not a peer id such as 12D3KooW…, which `surf-node id` prints on its node")
+    })
+}
+
+fn peers(texts: &[String]) -> Result<BTreeSet<NodeId>, CliError> {
+    texts.iter().map(|text| parse_peer(text).map_err(CliError::usage)).collect()
 }
 
 fn origin(text: &str) -> Result<String, String> {

@@ -33,6 +33,12 @@ fn every_documented_command_parses() {
         "join --bootstrap /ip4/127.0.0.1/tcp/1/p2p/12D3 --bootstrap /ip4/10.0.0.1/udp/1/quic-v1/p2p/12D3",
         "join --data-dir /d --listen 0.0.0.0:0 --transfer [::]:0 --rpc 127.0.0.1:0 --cache-size 10GB --memory 25% \
          --device cuda:1 --dtype bf16 --no-mdns --origin https://example.org/x --rpc-token /t --log json",
+        "join --swarm-key /k --allow 12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq \
+         --allow 12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq \
+         --deny 12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq",
+        "key new",
+        "key new -o swarm.key",
+        "--json key new --output swarm.key",
         "publish ./model --name tiny --copy --follow-links",
         "pull surf:0123456789",
         "export tiny out",
@@ -43,6 +49,9 @@ fn every_documented_command_parses() {
         "models tiny",
         "peers",
         "status",
+        "limit",
+        "limit --up 20Mbit --down 4MiB --origin none",
+        "join --up 20Mbit --down 4MiB/s --origin-rate 1MB --max-connections 64",
         "pin tiny",
         "unpin tiny",
         "rm tiny",
@@ -72,6 +81,11 @@ fn wrong_usage_is_refused() {
         "check tiny x --tolerance NaN",
         "join --cache-size lots",
         "join --memory 0%",
+        "join --up 0",
+        "join --down none",
+        "join --max-connections 1",
+        "limit --up fast",
+        "limit --max-connections 9",
         "join --device gpu",
         "join --dtype f64",
         "join --listen localhost",
@@ -79,7 +93,10 @@ fn wrong_usage_is_refused() {
         "join --bootstrap /ip4/127.0.0.1/tcp/1",
         "join --origin example",
         "join --log xml",
-        "join --up 1Mbit",
+        "join --allow me",
+        "join --deny QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N",
+        "key",
+        "key old",
         "models -q -v",
         "completions tcsh",
     ] {
@@ -121,14 +138,24 @@ fn every_option_is_a_key_of_the_file() {
         device = "cpu"
         dtype = "f32"
         no-mdns = true
+        up = "20Mbit"
+        down = "4MiB"
+        origin-rate = "1MB/s"
+        max-connections = 64
         origin = ["https://example.org/"]
+        swarm-key = "swarm.key"
+        allow = ["12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq"]
+        deny = ["12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq"]
         rpc-token = "/t"
         log = "json"
         "#,
     )
     .unwrap();
     assert_eq!(settings.memory, Some(Size::Bytes(1 << 30)));
+    assert_eq!(settings.up.map(|rate| rate.bytes_per_s), Some(2_500_000));
     assert_eq!(settings.rpc_token.as_deref(), Some(Path::new("/t")));
+    let swarm_key = settings.swarm_key.as_deref().unwrap();
+    assert!(swarm_key.is_absolute() && swarm_key.ends_with("swarm.key"), "meant from where the file is");
     // Nothing is left to what is below.
     assert_eq!(settings.clone().or(join("join --listen 9.9.9.9:9 --log text")), settings);
     let none = Settings::read(Path::new("/nowhere")).unwrap();
@@ -142,7 +169,9 @@ fn a_wrong_file_is_named_with_the_key() {
         ("memory = \"lots\"", "config.toml, line 1: \"lots\" is not a size such as"),
         ("device = 7", "config.toml, line 1: invalid type: integer"),
         ("bootstrap = [\"x\"]", "config.toml: bootstrap: \"x\" is not a multiaddress"),
+        ("deny = [\"me\"]", "config.toml: deny: \"me\" is not a peer id"),
         ("listen = ", "config.toml, line 1: "),
+        ("max-connections = 1", "config.toml: max-connections: \"1\" is not a number from 8"),
     ] {
         let error = file(text).unwrap_err();
         assert!(error.message.contains(words), "{} lacks {words}", error.message);
@@ -160,6 +189,7 @@ fn flags_go_before_the_file_and_the_file_before_defaults() {
     let config = settings.resolve("/d".into(), machine).unwrap();
     assert_eq!(config.swarm.listen.port(), 2);
     assert!(config.swarm.mdns);
+    assert_eq!(config.transfer.limits, crate::config::Limits::default());
     assert_eq!((config.engine.memory, config.store.quota), (1 << 30, 500));
     assert_eq!(config.store.dir, Path::new("/d/store"));
     assert_eq!(config.fetch.origins[0].as_str(), "https://a.example/");
@@ -209,4 +239,24 @@ fn a_token_is_one_word() {
 fn exit_statuses_are_as_documented() {
     let statuses = [Exit::Done, Exit::Failed, Exit::Usage, Exit::NotFound, Exit::NoNode];
     assert_eq!(statuses.map(|exit| exit as u8), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn one_key_and_the_lists_reach_the_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("swarm.key");
+    let line = format!(
+        "join --swarm-key {} --allow 12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq",
+        path.display()
+    );
+    let resolve = || join(&line).resolve("/d".into(), Machine { memory: Some(1), disk: Some(1) });
+    let error = resolve().unwrap_err();
+    assert!(error.exit == Exit::Failed && error.message.contains("swarm.key"), "{error}");
+    let key = crate::members::SwarmKey::generate();
+    key.save_new(&path).unwrap();
+    let members = resolve().unwrap().members;
+    assert_eq!((members.key, members.access.allow.len()), (Some(key), 1));
+    std::fs::write(&path, "surf-key:").unwrap();
+    let error = resolve().unwrap_err();
+    assert!(error.exit == Exit::Usage && error.message.contains("swarm.key"), "{error}");
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use futures::{StreamExt, stream};
-use surf_protocol::{Chunk, Manifest, ModelId, VerifiedRange, manifest::ChunkEntry};
+use surf_protocol::{Chunk, Manifest, ModelId, NodeId, VerifiedRange, manifest::ChunkEntry};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Dialer, Directory, Key, Model, Peer, Traffic,
+    Dialer, Directory, Key, Model, Peer, Standing, Traffic,
     request::{Asker, RequestError},
     task::{Command, Task, Wish},
 };
@@ -45,6 +45,8 @@ pub struct Parts {
     pub origins: Vec<Origin>,
     /// Told what arrives.
     pub journal: Arc<Journal>,
+    /// Who this node is.
+    pub me: NodeId,
     /// Seed of the dice.
     pub seed: u64,
 }
@@ -58,7 +60,7 @@ impl Fetcher {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let asker = Asker { dialer: Arc::clone(&parts.dialer), stall: config.stall };
         let (keeper, directory) = (Arc::clone(&parts.keeper), Arc::clone(&parts.directory));
-        tokio::spawn(Task::new(parts, asker.clone(), receiver).run());
+        tokio::spawn(Task::new(parts, asker.clone(), config, receiver).run());
         Self { commands, keeper, directory, asker }
     }
 
@@ -99,6 +101,21 @@ impl Fetcher {
     /// What has come for `model` so far.
     pub async fn traffic(&self, model: ModelId) -> Result<Traffic, SourceError> {
         self.command(|reply| Command::Traffic { model, reply }).await
+    }
+
+    /// How the fetching of `model` stands.
+    pub async fn standing(&self, model: ModelId) -> Result<Standing, SourceError> {
+        self.command(|reply| Command::Standing { model, reply }).await
+    }
+
+    /// How many peers are known to have each chunk of `model`, in the order of its manifest.
+    pub async fn copies(&self, model: ModelId) -> Result<Vec<u8>, SourceError> {
+        self.command(|reply| Command::Copies { model, reply }).await
+    }
+
+    /// Models of which something is wanted now.
+    pub async fn wanted(&self) -> Result<Vec<ModelId>, SourceError> {
+        self.command(|reply| Command::Wanted { reply }).await
     }
 
     pub(super) async fn chunk(

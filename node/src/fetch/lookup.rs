@@ -1,12 +1,10 @@
-//! Finding out who has what of one model.
-//!
-//! Peers met before are asked at once; those that the directory names follow. Chunks that none of
-//! them has are looked up under their own keys: they may be part of another model too.
+//! Finding out who has what of one model: the slow way, through the directory, and then from each
+//! holder itself, for as long as anything is wanted.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use futures::{StreamExt, stream};
-use surf_protocol::{Bitmap, ChunkId, Manifest, ModelId};
+use surf_protocol::{Bitmap, ChunkId, Manifest, ModelId, NodeId};
 use tokio::sync::mpsc;
 
 use super::{
@@ -14,79 +12,86 @@ use super::{
     request::{Asker, Failed},
 };
 
-/// Peers asked at the same time what they have, and keys looked up at the same time.
-const ASKED_AT_ONCE: usize = 32;
+/// Keys looked up at the same time.
+const LOOKED_UP_AT_ONCE: usize = 32;
 
-/// Chunks looked up under their own keys in one look-up. The others wait for the next.
-const CHUNK_KEYS_MAX: usize = 64;
+/// Keys of groups, and then of chunks, looked up in one look-up. What is left waits for the next.
+const GROUP_KEYS_MAX: usize = 16;
+const CHUNK_KEYS_MAX: usize = 32;
 
-/// What a look-up found, as it finds it.
+/// What is found, as it is found.
 #[derive(Debug)]
 pub(super) enum Report {
-    /// A peer says what it has of a model, or does not.
-    Claim { model: ModelId, peer: Peer, has: Result<Bitmap, Failed> },
-    /// These peers are said to have a chunk.
-    Found { chunk: ChunkId, peers: Vec<Peer> },
+    /// These peers are said to have something of a model.
+    Named { model: ModelId, peers: Vec<Peer> },
+    /// These peers are said to have these chunks.
+    Found { chunks: Vec<ChunkId>, peers: Vec<Peer> },
     /// The look-up is over.
     Over { model: ModelId },
+    /// A peer says what it has of a model.
+    Claim { model: ModelId, peer: NodeId, has: Bitmap },
+    /// A peer does not say, or no longer says, what it has of a model.
+    Silent { model: ModelId, peer: NodeId, why: Failed },
 }
 
-/// One look-up.
+/// One question to the directory about one model.
 #[derive(Debug)]
 pub(super) struct LookUp {
     pub(super) directory: Arc<dyn Directory>,
-    pub(super) asker: Asker,
     pub(super) manifest: Arc<Manifest>,
-    /// Peers to ask before, and besides, those that the directory names.
-    pub(super) known: Vec<Peer>,
-    /// Chunks that nobody is known to have.
-    pub(super) lost: BTreeSet<ChunkId>,
+    /// Chunks that nobody is known to have: they may be part of another model too.
+    pub(super) lost: Vec<ChunkId>,
     pub(super) reports: mpsc::Sender<Report>,
 }
 
 impl LookUp {
     /// Reports everything it finds, and that it is over. Ends early if nobody listens.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(self) {
         let model = self.manifest.id();
-        let known = std::mem::take(&mut self.known);
-        let (mut lost, (named, lost_to_known)) = (
-            std::mem::take(&mut self.lost),
-            tokio::join!(self.directory.providers(Key::Model(model)), self.ask_all(known.clone())),
-        );
-        lost.retain(|id| !lost_to_known.contains(id));
-        let named = named.unwrap_or_default();
-        let strangers = named.into_iter().filter(|peer| known.iter().all(|other| other.id != peer.id));
-        let held = self.ask_all(strangers.collect()).await;
-        lost.retain(|id| !held.contains(id));
+        let peers = self.directory.providers(Key::Model(model)).await.unwrap_or_default();
+        let _ = self.reports.send(Report::Named { model, peers }).await;
         let directory = &self.directory;
-        let mut looking = stream::iter(lost.into_iter().take(CHUNK_KEYS_MAX))
-            .map(|chunk| async move {
-                let peers = directory.providers(Key::Chunk(chunk)).await.unwrap_or_default();
-                Report::Found { chunk, peers }
+        let mut looking = stream::iter(self.keys())
+            .map(|(key, chunks)| async move {
+                let peers = directory.providers(key).await.unwrap_or_default();
+                Report::Found { chunks, peers }
             })
-            .buffer_unordered(ASKED_AT_ONCE);
+            .buffer_unordered(LOOKED_UP_AT_ONCE);
         while let Some(found) = looking.next().await {
             let _ = self.reports.send(found).await;
         }
-        drop(looking);
         let _ = self.reports.send(Report::Over { model }).await;
     }
 
-    /// Asks `peers` what they have. Returns the chunks that at least one of them has.
-    async fn ask_all(&self, peers: Vec<Peer>) -> BTreeSet<ChunkId> {
-        let mut held = BTreeSet::new();
-        let asking = stream::iter(peers).map(|peer| async {
-            let has = self.asker.have(&peer, &self.manifest).await;
-            (peer, has)
+    /// Under which keys to look for what is lost: a model that shares a block with another is found under
+    /// the block's key, and any other shared chunk under its own.
+    fn keys(&self) -> Vec<(Key, Vec<ChunkId>)> {
+        let lost: BTreeSet<ChunkId> = self.lost.iter().copied().collect();
+        let groups = self.manifest.groups().iter().filter_map(|entry| {
+            let chunks: Vec<ChunkId> =
+                self.manifest.group_chunks(&entry.group).iter().map(|chunk| chunk.id).collect();
+            let wanted: Vec<ChunkId> = chunks.iter().copied().filter(|id| lost.contains(id)).collect();
+            (!wanted.is_empty()).then(|| (Key::group(chunks), wanted))
         });
-        let mut answers = asking.buffer_unordered(ASKED_AT_ONCE);
-        while let Some((peer, has)) = answers.next().await {
-            if let Ok(has) = &has {
-                let chunks = self.manifest.chunks().iter().enumerate();
-                held.extend(chunks.filter(|(at, _)| has.contains(*at)).map(|(_, chunk)| chunk.id));
+        let chunks = self.lost.iter().map(|&chunk| (Key::Chunk(chunk), vec![chunk]));
+        groups.take(GROUP_KEYS_MAX).chain(chunks.take(CHUNK_KEYS_MAX)).collect()
+    }
+}
+
+/// Listens to what `peer` has of a model, until it is silent or nobody wants to know.
+pub(super) async fn listen(asker: Asker, peer: Peer, manifest: Arc<Manifest>, reports: mpsc::Sender<Report>) {
+    let model = manifest.id();
+    let heard = async {
+        let mut listening = asker.holdings(&peer, &manifest).await?;
+        loop {
+            let has = listening.next().await?.clone();
+            if reports.send(Report::Claim { model, peer: peer.id, has }).await.is_err() {
+                return Ok(());
             }
-            let _ = self.reports.send(Report::Claim { model: self.manifest.id(), peer, has }).await;
         }
-        held
+    };
+    let heard: Result<(), Failed> = heard.await;
+    if let Err(why) = heard {
+        let _ = reports.send(Report::Silent { model, peer: peer.id, why }).await;
     }
 }

@@ -6,31 +6,61 @@
 //!
 //! - [`schedule`]: which chunk to ask of which peer next. Pure.
 //! - [`Fetcher`]: the handle. [`Model`] is the same for one model: what runs it asks.
+//! - [`explain`]: why a download is slow. Pure.
 //! - `task`: owns the schedule, starts requests, answers those who wait.
-//! - `lookup`: finds out who has what of one model.
+//! - `lookup`: finds out who has what of one model; `holdings`: and keeps up with it.
 //! - `request`: one request to one peer, to its end: verified bytes, or why not.
+//! - [`rate`]: limits that a user sets, and who waits at them.
+//! - [`service`]: which waiting request of others to serve next. Pure.
 //! - `traffic`: where every byte came from.
+//! - `tunnel`: streams to peers that cannot be dialled, between swarm and transfer.
 
+mod explain;
 mod fetcher;
+mod holdings;
 mod lookup;
 mod model;
+pub mod rate;
 mod request;
 pub mod schedule;
+pub mod service;
 mod task;
 mod traffic;
+mod tunnel;
 
-use std::{fmt, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 use surf_protocol::{
-    ChunkId, Group, ModelId, NodeId,
+    ChunkId, ModelId, NodeId,
     wire::{Refusal, Request},
 };
 
+pub use explain::{Phase, Reason, explain};
 pub use fetcher::{Fetcher, Origin, Parts};
 pub use model::Model;
+pub use schedule::{Holder, HolderState, Outlook};
 pub use traffic::{Source, Traffic};
+pub use tunnel::{Duplex, Incoming, Tunnel, Tunnelled};
+
+/// How the fetching of one model stands.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Standing {
+    /// What has come since the node started.
+    pub traffic: Traffic,
+    /// What is wanted, and who has it.
+    pub outlook: Outlook,
+    /// Whether holders are being looked for.
+    pub looking: bool,
+    /// Chunks that are being fetched from origins.
+    pub at_origin: usize,
+}
 
 /// A node, and where its data plane may be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,18 +76,20 @@ pub struct Peer {
 pub enum Key {
     /// Who has anything of a model.
     Model(ModelId),
-    /// Who has all of a group: a hash of the model and the group.
+    /// Who has all of a group, of whatever model: a hash of its chunks.
     Group([u8; 32]),
     /// Who has a chunk, whatever model it is of.
     Chunk(ChunkId),
 }
 
 impl Key {
-    /// The key of a group of a model.
-    pub fn group(model: ModelId, group: &Group) -> Self {
-        let mut hasher = blake3::Hasher::new_derive_key("surf-node 2026-11 group of a model");
-        hasher.update(model.as_bytes());
-        hasher.update(group.to_string().as_bytes());
+    /// The key of a group that consists of these chunks, in whatever order. Models that share a block, or an
+    /// expert, share its key.
+    pub fn group(chunks: impl IntoIterator<Item = ChunkId>) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("surf-node 2026-11 group");
+        for chunk in chunks.into_iter().collect::<BTreeSet<_>>() {
+            hasher.update(chunk.as_bytes());
+        }
         Self::Group(*hasher.finalize().as_bytes())
     }
 
@@ -78,8 +110,9 @@ pub trait Directory: fmt::Debug + Send + Sync {
     /// go out at a bounded rate, and no more of them than the budget allows.
     fn announce(&self, model: ModelId, keys: Vec<Key>) -> BoxFuture<'_, Result<(), DirectoryError>>;
 
-    /// The peers that say they have `key`, without this node. Claims, not facts. Complete as far as
-    /// the directory knows: peers not met before are met first.
+    /// The peers that say they have `key`, without this node. Claims, not facts. Peers not met before are
+    /// met first; the answer comes when all are known that can be found, or enough, or a moment after the
+    /// first. So it may lack some: whoever needs more asks again. Nobody is named only if nobody was found.
     fn providers(&self, key: Key) -> BoxFuture<'_, Result<Vec<Peer>, DirectoryError>>;
 }
 
@@ -104,15 +137,67 @@ pub trait Dialer: fmt::Debug + Send + Sync {
     /// Sends `request` to `peer` and waits for the head of the reply.
     fn ask(&self, peer: &Peer, request: Request) -> BoxFuture<'_, Result<Result<Body, Refusal>, DialError>>;
 
+    /// How `peer` is reached, if there is a connection to it. Fast, and dials nobody.
+    fn link(&self, peer: NodeId) -> Option<Link>;
+
     /// Closes the connection to `peer`, if there is one, and refuses it from now on.
     fn ban(&self, peer: NodeId);
+}
+
+/// By which way a peer is reached, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Route {
+    /// It is on this machine.
+    Local,
+    /// It is on this network.
+    Lan,
+    /// Its address can be dialled.
+    Direct,
+    /// Both sides are behind NAT and opened a way through.
+    Punched,
+    /// Through a third node.
+    Relayed,
+}
+
+impl Route {
+    /// How an address is reached, as far as it tells.
+    pub fn of(addr: SocketAddr) -> Self {
+        let private = match addr.ip().to_canonical() {
+            ip if ip.is_loopback() => return Self::Local,
+            IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+        };
+        if private { Self::Lan } else { Self::Direct }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Local => "local",
+            Self::Lan => "lan",
+            Self::Direct => "direct",
+            Self::Punched => "punched",
+            Self::Relayed => "relayed",
+        })
+    }
+}
+
+/// A connection to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// By which way.
+    pub route: Route,
+    /// The round trip.
+    pub rtt: Duration,
 }
 
 /// The bytes that follow a reply.
 pub struct Body {
     /// How many the peer says it will send. A claim: check it before making room.
     pub size: u64,
-    /// The bytes, as they come. Ends after `size`, or with an error before.
+    /// The bytes, as they come. Ends after `size`, or with an error before. An empty piece says that
+    /// the peer is held back by a limit of ours: that nothing comes is not its fault.
     pub pieces: BoxStream<'static, Result<Bytes, DialError>>,
 }
 

@@ -28,8 +28,10 @@ impl fmt::Display for Source {
 pub struct Traffic {
     /// Verified bytes, by where they came from.
     pub verified: BTreeMap<Source, u64>,
-    /// Bytes that came and were of no use: wrong, broken off, or already here.
+    /// Bytes that came and were of no use: wrong, broken off, or here already.
     pub wasted: u64,
+    /// Of those, bytes that somebody else sent sooner.
+    pub duplicate: u64,
     /// Chunks that came and could not be kept, and why the last one could not.
     pub unkept: Option<String>,
 }
@@ -47,6 +49,7 @@ impl Traffic {
         Self {
             verified: grown.filter(|(_, bytes)| *bytes != 0).collect(),
             wasted: self.wasted - earlier.wasted,
+            duplicate: self.duplicate - earlier.duplicate,
             unkept: self.unkept.clone().filter(|_| self.unkept != earlier.unkept),
         }
     }

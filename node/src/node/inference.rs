@@ -19,6 +19,7 @@ use super::{Node, NodeError};
 use crate::{
     api::{CacheStats, Checked, GroupCache, LoadedModel},
     engine::{self, Engine, Files},
+    publish::announcer::Wanting,
     source::{ModelSource, Urgency},
     store::Lease,
     weights::Streamed,
@@ -50,6 +51,8 @@ struct Loaded {
     memory: u64,
     /// Chunks in use are not evicted.
     _lease: Lease,
+    /// And others who want them know us.
+    _wanting: Wanting,
 }
 
 /// A generation under way: its events, and the model that must stay as long as they come.
@@ -133,6 +136,7 @@ impl Node {
     }
 
     async fn load(&self, manifest: Arc<Manifest>) -> Result<Loaded, NodeError> {
+        let wanting = self.parts.wanted.want(manifest.id());
         let lease = self.parts.store.lease(manifest.chunks().iter().map(|chunk| chunk.id));
         let source: Arc<dyn ModelSource> = Arc::new(self.parts.fetcher.model(Arc::clone(&manifest)));
         let mut files = Files::default();
@@ -152,7 +156,7 @@ impl Node {
             move || Engine::load(&files, weights, &config, journal)
         });
         let engine = loading.await.map_err(|error| NodeError::Failed(error.to_string()))??;
-        Ok(Loaded { id, engine, weights, memory: config.memory, _lease: lease })
+        Ok(Loaded { id, engine, weights, memory: config.memory, _lease: lease, _wanting: wanting })
     }
 }
 

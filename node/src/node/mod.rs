@@ -3,13 +3,13 @@
 //! - [`Node::start`] makes the parts and connects them.
 //! - `models`: publish, pull, export and the rest, as the RPC offers them.
 //! - `inference`: one model at a time, ready to run.
-//! - `announcer`: tells the directory what is here.
+//! - `names`: signed names, and what a model that is written somewhere means.
 //! - `view`: what the node says of itself.
 
-mod announcer;
 mod error;
 mod inference;
 mod models;
+mod names;
 mod view;
 
 use std::{
@@ -17,18 +17,26 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use surf_protocol::NodeId;
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 
 use crate::{
     api::TransferStatus,
     config::Config,
     engine::{self, EngineError},
-    fetch::{Fetcher, Origin, Parts},
+    fetch::{
+        Fetcher, Origin, Parts,
+        rate::{Limiter, Paced},
+    },
     identity::{Identity, IdentityError},
     journal::Journal,
+    publish::announcer,
     source::{Object, OpenError},
     store::{Store, StoreError},
     swarm, transfer,
@@ -36,6 +44,7 @@ use crate::{
 
 pub use error::NodeError;
 pub use inference::Generation;
+pub use names::BookError;
 
 /// A running node. Clones are the same node; it stops when the last one is dropped.
 #[derive(Clone, Debug)]
@@ -52,6 +61,7 @@ struct Running {
     started: Instant,
     store: Store,
     swarm: swarm::Handle,
+    names: Arc<names::Names>,
     client: Arc<transfer::Client>,
     endpoint: transfer::Endpoint,
     fetcher: Fetcher,
@@ -59,7 +69,11 @@ struct Running {
     loaded: inference::Slot,
     /// What is being pulled, by a number of its own.
     pulls: Mutex<BTreeMap<u64, TransferStatus>>,
+    /// What is being fetched.
+    wanted: Arc<announcer::Wanted>,
     announcing: JoinHandle<()>,
+    naming: JoinHandle<()>,
+    counting: JoinHandle<()>,
 }
 
 /// Why a node did not start.
@@ -91,13 +105,34 @@ pub enum StartError {
     /// An origin cannot be used.
     #[error(transparent)]
     Origin(#[from] OpenError),
+    /// The list of names could not be read.
+    #[error(transparent)]
+    Names(#[from] BookError),
     /// The system has no randomness or is stopping.
     #[error("the node could not start: {0}")]
     System(String),
 }
 
+/// How often the store is told what others hold, of models that are being fetched.
+const COPIES_EVERY: Duration = Duration::from_secs(5);
+
+/// Tells the store how many others hold each chunk, so that what many hold is evicted first. Ends with the
+/// fetching task.
+async fn count_copies(store: Store, fetcher: Fetcher) {
+    while let Ok(models) = fetcher.wanted().await {
+        for model in models {
+            let Ok(copies) = fetcher.copies(model).await else { return };
+            store.note_copies(model, &copies);
+        }
+        sleep(COPIES_EVERY).await;
+    }
+}
+
 /// The name of the key file in the data folder.
 pub const KEY_FILE: &str = "identity.key";
+
+/// The name of the file of signed names in the data folder.
+const NAMES_FILE: &str = "names.json";
 
 impl Node {
     /// Opens the store, joins the swarm, serves chunks.
@@ -106,27 +141,44 @@ impl Node {
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|cause| StartError::DataDir { path: config.data_dir.clone(), cause })?;
         let identity = Identity::load_or_create(&config.data_dir.join(KEY_FILE))?;
+        let book = names::Book::open(&config.data_dir.join(NAMES_FILE))?;
         let opening = tokio::task::spawn_blocking({
             let config = config.store.clone();
             move || Store::open(&config)
         });
         let store = opening.await.map_err(|error| StartError::System(error.to_string()))??;
-        let endpoint = transfer::Endpoint::bind(&identity, &config.transfer)?;
+        let endpoint = transfer::Endpoint::bind(&identity, &config.transfer, &config.members)?;
         endpoint.serve(Arc::new(store.clone()))?;
         let transfer_addr = endpoint.local_addr();
-        let (swarm, listening) = swarm::start(&identity, &config.swarm, transfer_addr).await?;
+        let (swarm, listening) =
+            swarm::start(&identity, &config.swarm, &config.members, transfer_addr).await?;
+        if let Some(incoming) = swarm.incoming() {
+            endpoint.tunnel(Arc::new(swarm.clone()), incoming, config.swarm.relay.bulk);
+        }
         let journal = Arc::new(Journal::default());
         let client = endpoint.dialer();
         let parts = Parts {
             keeper: Arc::new(store.clone()),
             directory: Arc::new(swarm.clone()),
             dialer: Arc::clone(&client) as _,
-            origins: origins(&config)?,
+            origins: origins(&config, &endpoint.limits().origin)?,
             journal: Arc::clone(&journal),
+            me: identity.node_id(),
             seed: rand::random(),
         };
         let fetcher = Fetcher::start(parts, &config.fetch);
-        let announcing = tokio::spawn(announcer::run(store.clone(), Arc::new(swarm.clone())));
+        let counting = tokio::spawn(count_copies(store.clone(), fetcher.clone()));
+        let wanted = Arc::default();
+        let shelf = store.clone();
+        let announcing = announcer::run(
+            Arc::new(store.clone()),
+            Arc::new(swarm.clone()),
+            move || shelf.manifests(),
+            Arc::clone(&wanted),
+        );
+        let announcing = tokio::spawn(announcing);
+        let names = Arc::new(names::Names::new(identity.clone(), swarm.clone(), book));
+        let naming = tokio::spawn(names::run(Arc::clone(&names)));
         Ok(Self {
             parts: Arc::new(Running {
                 config,
@@ -136,13 +188,17 @@ impl Node {
                 started: Instant::now(),
                 store,
                 swarm,
+                names,
                 client,
                 endpoint,
                 fetcher,
                 journal,
                 loaded: inference::Slot::default(),
                 pulls: Mutex::default(),
+                wanted,
                 announcing,
+                naming,
+                counting,
             }),
         })
     }
@@ -170,6 +226,8 @@ impl Node {
     /// Says good-bye to peers, so that they need not find out.
     pub async fn stop(&self) {
         self.parts.announcing.abort();
+        self.parts.naming.abort();
+        self.parts.counting.abort();
         self.parts.endpoint.close().await;
     }
 }
@@ -177,10 +235,15 @@ impl Node {
 impl Drop for Running {
     fn drop(&mut self) {
         self.announcing.abort();
+        self.naming.abort();
+        self.counting.abort();
     }
 }
 
-fn origins(config: &Config) -> Result<Vec<Origin>, OpenError> {
-    let open = |url: &url::Url| Ok((url.to_string(), Arc::new(Object::open(url)?) as _));
+fn origins(config: &Config, limiter: &Arc<Limiter>) -> Result<Vec<Origin>, OpenError> {
+    let open = |url: &url::Url| {
+        let paced = Paced::new(Arc::new(Object::open(url)?), Arc::clone(limiter));
+        Ok((url.to_string(), Arc::new(paced) as _))
+    };
     config.fetch.origins.iter().map(open).collect()
 }

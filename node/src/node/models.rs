@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use surf_protocol::{ChunkId, Manifest, ModelId};
+use surf_protocol::{ChunkId, Manifest, ModelId, name::check_name};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -19,15 +19,15 @@ use crate::{
     source::{Library, ModelSource, Urgency},
 };
 
-/// How long a manifest that nobody has is looked for: what was published a moment ago takes a moment
+/// How long a manifest or name that nobody has is looked for: what was published a moment ago takes a moment
 /// to be known.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How much longer after the start, when the first peers have yet to be met.
-const PATIENCE_AT_START: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE_AT_START: Duration = Duration::from_secs(5);
 
 /// The pause between two looks.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Keeps the last progress that fits; a slow listener misses some and is waited for by nobody.
 fn tell<T>(listener: &mpsc::Sender<T>, progress: T) {
@@ -41,10 +41,8 @@ impl Node {
         request: PublishRequest,
         progress: mpsc::Sender<Amount>,
     ) -> Result<Published, NodeError> {
-        if let Some(name) = &request.name
-            && let Err(why) = check_name(name)
-        {
-            return Err(NodeError::Invalid(format!("{name:?} cannot be a name: {why}")));
+        if let Some(name) = &request.name {
+            check_name(name).map_err(|error| NodeError::Invalid(error.to_string()))?;
         }
         let tell = move |amount| tell(&progress, amount);
         let (_, published) = publish::folder(&self.parts.store, &request, tell).await?;
@@ -56,6 +54,7 @@ impl Node {
         let waiting = PullProgress { phase: "manifest".to_owned(), ..PullProgress::default() };
         tell(&progress, waiting);
         let manifest = self.manifest(model).await?;
+        let _wanting = self.parts.wanted.want(manifest.id());
         let (store, fetcher) = (&self.parts.store, &self.parts.fetcher);
         let listed = view::Listed::new(self, manifest.id().to_string());
         let told = |pull: &publish::Pull| {
@@ -63,7 +62,14 @@ impl Node {
             listed.update(&now);
             tell(&progress, now);
         };
-        let done = publish::pull(store, fetcher, &manifest, told).await?;
+        let done = publish::pull(store, fetcher, &manifest, told).await;
+        let done = done.map_err(|error| match NodeError::from(error) {
+            NodeError::NotFound(what) => match self.parts.client.obstacle() {
+                Some(why) => NodeError::NotFound(format!("{what}; {why}")),
+                None => NodeError::NotFound(what),
+            },
+            other => other,
+        })?;
         Ok(self.pulled(&manifest, &done))
     }
 
@@ -96,17 +102,17 @@ impl Node {
 
     /// Protects a model from eviction.
     pub async fn pin(&self, model: &str) -> Result<(), NodeError> {
-        Ok(self.parts.store.pin(self.here(model)?).await?)
+        Ok(self.parts.store.pin(self.here(model).await?).await?)
     }
 
     /// Takes [`Node::pin`] back.
     pub async fn unpin(&self, model: &str) -> Result<(), NodeError> {
-        Ok(self.parts.store.unpin(self.here(model)?).await?)
+        Ok(self.parts.store.unpin(self.here(model).await?).await?)
     }
 
     /// Removes a model from this node. Other models keep the chunks they share with it.
     pub async fn remove(&self, model: &str) -> Result<Freed, NodeError> {
-        let model = self.here(model)?;
+        let model = self.here(model).await?;
         self.unload(model).await?;
         let freed = self.parts.store.remove(model).await?;
         Ok(Freed { freed_bytes: freed.bytes })
@@ -125,7 +131,10 @@ impl Node {
         repair: bool,
         progress: mpsc::Sender<Amount>,
     ) -> Result<Verified, NodeError> {
-        let model = model.map(|text| self.here(text)).transpose()?;
+        let model = match model {
+            Some(text) => Some(self.here(text).await?),
+            None => None,
+        };
         let tell = move |bytes, total| tell(&progress, Amount { bytes, total });
         let verified = self.parts.store.verify(model, tell).await?;
         let repaired = if repair { self.repair(&verified.bad).await? } else { 0 };
@@ -139,7 +148,7 @@ impl Node {
 
     /// The manifest of a model that is here or that a peer has.
     pub(super) async fn manifest(&self, model: &str) -> Result<Arc<Manifest>, NodeError> {
-        let id = self.parts.store.resolve(model)?;
+        let id = self.resolve(model).await?;
         if let Some(manifest) = self.parts.store.manifest_of(id) {
             return Ok(manifest);
         }
@@ -157,8 +166,8 @@ impl Node {
     }
 
     /// The id of a model whose manifest is here.
-    fn here(&self, model: &str) -> Result<ModelId, NodeError> {
-        let id = self.parts.store.resolve(model)?;
+    async fn here(&self, model: &str) -> Result<ModelId, NodeError> {
+        let id = self.resolve(model).await?;
         match self.parts.store.manifest_of(id) {
             Some(_) => Ok(id),
             None => Err(NodeError::NotFound(format!("the model {id} is not on this node"))),
@@ -181,36 +190,5 @@ impl Node {
             }
         }
         Ok(repaired)
-    }
-}
-
-/// Names that cannot be mistaken for an id or a signed name, and can be written in a shell.
-fn check_name(name: &str) -> Result<(), &'static str> {
-    let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
-    match name {
-        "" => Err("it is empty"),
-        _ if 128 < name.len() => Err("it is longer than 128 bytes"),
-        _ if !name.chars().all(plain) => Err("only letters, digits and - _ . : are allowed"),
-        _ if name.starts_with(['-', '.']) => Err("it starts with a dash or a dot"),
-        _ if name.starts_with("surf:") => Err("it looks like a model id"),
-        _ if 8 <= name.len() && name.chars().all(|c| c.is_ascii_hexdigit()) => {
-            Err("it looks like a model id")
-        }
-        _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_told_from_ids() {
-        for good in ["tiny-surfer", "llama3.1:8b", "Größe", "cafe"] {
-            assert_eq!(check_name(good), Ok(()), "{good}");
-        }
-        for bad in ["", "a b", "a/b", "-x", ".", "surf:x", "deadbeef", "0123456789abcdef"] {
-            assert!(check_name(bad).is_err(), "{bad}");
-        }
     }
 }

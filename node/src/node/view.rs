@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 
 use surf_protocol::{Bitmap, Manifest};
 
-use super::Node;
+use super::{Node, NodeError};
 use crate::{
     api::{
-        FileInfo, GroupInfo, ModelDetail, ModelInfo, PeerView, PullProgress, PullSource, Pulled, Status,
-        StoreStatus, TransferStatus,
+        FileInfo, GroupInfo, Limits, LimitsRequest, ModelDetail, ModelInfo, PeerView, PullProgress,
+        PullSource, Pulled, ReachStatus, Status, StoreStatus, TransferSource, TransferStatus,
     },
-    fetch::Source,
+    config::Rate,
+    fetch::{Dialer, HolderState, Route, Source, Standing, Traffic, explain},
     publish::Pull,
     store::ModelSummary,
 };
@@ -19,6 +20,12 @@ impl Node {
     /// The state of the node.
     pub async fn status(&self) -> Status {
         let usage = self.parts.store.usage();
+        let reach =
+            self.parts.swarm.reachable().await.map_or_else(ReachStatus::default, |reach| ReachStatus {
+                outlook: reach.outlook.to_string(),
+                relays: reach.relays.iter().map(ToString::to_string).collect(),
+                relaying: reach.serves,
+            });
         Status {
             peer_id: self.peer_id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -28,16 +35,78 @@ impl Node {
             data_dir: self.parts.config.data_dir.display().to_string(),
             uptime_s: self.parts.started.elapsed().as_secs(),
             peers: self.parts.swarm.connected(),
+            reach,
             store: StoreStatus {
                 used: usage.used,
                 quota: usage.quota,
                 referenced: usage.referenced,
                 chunks: usage.chunks as u64,
+                high: usage.high,
+                low: usage.low,
+                free: usage.free,
+                hashed: usage.hashed,
             },
             models: self.parts.store.models().len(),
             loaded: self.parts.loaded.view().into_iter().collect(),
-            transfers: self.parts.pulls.lock().expect("no panics while held").values().cloned().collect(),
+            transfers: self.transfers().await,
+            limits: self.limits(),
         }
+    }
+
+    /// What is being fetched: pulled, or wanted by inference.
+    async fn transfers(&self) -> Vec<TransferStatus> {
+        let mut transfers: Vec<_> =
+            self.parts.pulls.lock().expect("no panics while held").values().cloned().collect();
+        for model in self.parts.fetcher.wanted().await.unwrap_or_default() {
+            let (id, Some(manifest)) = (model.to_string(), self.parts.store.manifest_of(model)) else {
+                continue;
+            };
+            if transfers.iter().any(|transfer| transfer.model == id) {
+                continue;
+            }
+            let Ok(standing) = self.parts.fetcher.standing(model).await else { continue };
+            let here = manifest.chunks().iter().filter(|chunk| self.parts.store.contains(chunk.id));
+            let progress = PullProgress {
+                bytes: here.map(|chunk| u64::from(chunk.size)).sum(),
+                total: manifest.size(),
+                ..moving(&standing, &standing.traffic)
+            };
+            transfers.push(TransferStatus { model: id, purpose: "inference".to_owned(), progress });
+        }
+        transfers
+    }
+
+    /// How much may move.
+    pub fn limits(&self) -> Limits {
+        let limits = self.parts.endpoint.limits();
+        Limits {
+            up: limits.up.rate(),
+            down: limits.down.rate(),
+            origin: limits.origin.rate(),
+            connections: self.parts.config.transfer.limits.connections,
+        }
+    }
+
+    /// Changes how much may move, from now on and until the node stops.
+    pub fn limit(&self, request: &LimitsRequest) -> Result<Limits, NodeError> {
+        let limits = self.parts.endpoint.limits();
+        let asked =
+            [(&limits.up, &request.up), (&limits.down, &request.down), (&limits.origin, &request.origin)];
+        // All or nothing: what is wrong is found before anything is changed.
+        let mut changes = Vec::new();
+        for (limiter, text) in asked {
+            match text.as_deref() {
+                None => (),
+                Some("none") => changes.push((limiter, None)),
+                Some(text) => {
+                    let rate: Rate =
+                        text.parse().map_err(|error| NodeError::Invalid(format!("{error}, nor \"none\"")))?;
+                    changes.push((limiter, Some(rate.bytes_per_s)));
+                }
+            }
+        }
+        changes.into_iter().for_each(|(limiter, rate)| limiter.set(rate));
+        Ok(self.limits())
     }
 
     /// Connected peers.
@@ -46,15 +115,18 @@ impl Node {
         let peers = self.parts.swarm.peers().await;
         let view = |peer: crate::swarm::PeerInfo| {
             let with = traffic.iter().find(|traffic| traffic.id == peer.id);
-            let addr = with.map(|traffic| traffic.addr).or(peer.data_addrs.first().copied());
+            // As chunks go if any do, else as messages go.
+            let link = self.parts.client.link(peer.id).map(|link| link.route);
             PeerView {
                 peer: peer.id.to_string(),
                 addrs: peer.addrs,
                 data_addrs: peer.data_addrs.iter().map(SocketAddr::to_string).collect(),
-                path: addr.map_or("direct", path_of).to_owned(),
+                path: link.unwrap_or(peer.route).to_string(),
                 rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
                 sent: with.map_or(0, |traffic| traffic.sent),
                 received: with.map_or(0, |traffic| traffic.received),
+                rate_up: with.map_or(0, |traffic| traffic.rate_up),
+                rate_down: with.map_or(0, |traffic| traffic.rate_down),
             }
         };
         peers.into_iter().map(view).collect()
@@ -79,8 +151,8 @@ impl Node {
             .map(|(source, &bytes)| match source {
                 Source::Origin(name) => PullSource { peer: name.clone(), bytes, path: "origin".to_owned() },
                 Source::Peer(id) => {
-                    let addr = traffic.iter().find(|traffic| traffic.id == *id).map(|traffic| traffic.addr);
-                    let path = addr.map_or("direct", path_of).to_owned();
+                    let route = traffic.iter().find(|traffic| traffic.id == *id).map(|traffic| traffic.route);
+                    let path = route.unwrap_or(Route::Direct).to_string();
                     PullSource { peer: id.to_string(), bytes, path }
                 }
             })
@@ -97,16 +169,6 @@ impl Node {
     }
 }
 
-/// How an address is reached, as far as it tells.
-fn path_of(addr: SocketAddr) -> &'static str {
-    let private = match addr.ip().to_canonical() {
-        ip if ip.is_loopback() => return "local",
-        std::net::IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
-        std::net::IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
-    };
-    if private { "lan" } else { "direct" }
-}
-
 /// One pull in the node's list of transfers, as long as it lives.
 pub(super) struct Listed<'a> {
     node: &'a Node,
@@ -118,20 +180,18 @@ impl<'a> Listed<'a> {
     pub(super) fn new(node: &'a Node, model: String) -> Self {
         let mut pulls = node.parts.pulls.lock().expect("no panics while held");
         let number = pulls.last_key_value().map_or(0, |(last, _)| last + 1);
-        pulls.insert(number, TransferStatus { model: model.clone(), ..TransferStatus::default() });
+        pulls.insert(number, pulled(&model));
         Self { node, number, model }
     }
 
     pub(super) fn update(&self, progress: &PullProgress) {
-        let transfer = TransferStatus {
-            model: self.model.clone(),
-            bytes: progress.bytes,
-            total: progress.total,
-            rate: progress.rate,
-            peers: progress.peers,
-        };
+        let transfer = TransferStatus { progress: progress.clone(), ..pulled(&self.model) };
         self.node.parts.pulls.lock().expect("no panics while held").insert(self.number, transfer);
     }
+}
+
+fn pulled(model: &str) -> TransferStatus {
+    TransferStatus { model: model.to_owned(), purpose: "pull".to_owned(), ..TransferStatus::default() }
 }
 
 impl Drop for Listed<'_> {
@@ -141,21 +201,67 @@ impl Drop for Listed<'_> {
 }
 
 pub(super) fn pulling(pull: &Pull) -> PullProgress {
-    let fetched = pull.traffic.fetched();
-    let rate = (fetched as f64 / pull.took.as_secs_f64().max(1e-3)) as u64;
     let left = pull.total - pull.bytes;
-    let stuck = fetched == 0 && 3 < pull.took.as_secs();
     PullProgress {
         bytes: pull.bytes,
         total: pull.total,
-        fetched_bytes: fetched,
-        wasted_bytes: pull.traffic.wasted,
-        rate,
-        peers: pull.traffic.verified.len(),
-        eta_s: left.checked_div(rate),
-        phase: "chunks".to_owned(),
-        note: stuck.then(|| "no peer has sent anything yet".to_owned()),
+        rate: pull.rate,
+        eta_s: left.checked_div(pull.rate),
+        ..moving(&pull.standing, &pull.traffic)
     }
+}
+
+/// How the fetching of a model stands, of which `traffic` has come.
+fn moving(standing: &Standing, traffic: &Traffic) -> PullProgress {
+    let (phase, reason) = explain(standing);
+    PullProgress {
+        fetched_bytes: traffic.fetched(),
+        wasted_bytes: traffic.wasted,
+        duplicate_bytes: traffic.duplicate,
+        rate: standing
+            .outlook
+            .holders
+            .iter()
+            .filter(|holder| 0 < holder.asked)
+            .filter_map(|holder| holder.rate)
+            .sum(),
+        peers: traffic.verified.len(),
+        phase: phase.word().to_owned(),
+        note: reason.map(|reason| reason.to_string()),
+        reason: reason.map(|reason| reason.code().to_owned()),
+        sources: sources(standing, traffic),
+        ..PullProgress::default()
+    }
+}
+
+/// Who has some of the model, and then who has given some and is gone.
+fn sources(standing: &Standing, traffic: &Traffic) -> Vec<TransferSource> {
+    let holders = &standing.outlook.holders;
+    let came = |source: &Source| traffic.verified.get(source).copied().unwrap_or(0);
+    let here = holders.iter().map(|holder| TransferSource {
+        peer: holder.peer.to_string(),
+        path: holder.route.to_string(),
+        rate: holder.rate,
+        bytes: came(&Source::Peer(holder.peer)),
+        asked: holder.asked,
+        state: match holder.state {
+            HolderState::Good => "good",
+            HolderState::Paused(_) => "paused",
+            HolderState::Stalled(_) => "stalled",
+            HolderState::Useless => "useless",
+        }
+        .to_owned(),
+    });
+    let gone = traffic.verified.iter().filter_map(|(source, &bytes)| {
+        let (path, state) = match source {
+            Source::Peer(id) if holders.iter().any(|holder| holder.peer == *id) => return None,
+            Source::Peer(_) => ("direct", "gone"),
+            Source::Origin(_) => ("origin", "good"),
+        };
+        let (path, state) = (path.to_owned(), state.to_owned());
+        Some(TransferSource { peer: source.to_string(), path, bytes, state, ..TransferSource::default() })
+    });
+    here.chain(gone).collect()
 }
 
 pub(super) fn model(summary: ModelSummary) -> ModelInfo {

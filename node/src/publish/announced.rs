@@ -1,8 +1,11 @@
 //! What to tell the directory about a model. Pure.
 //!
-//! From coarse to fine: whoever has anything announces the model; whoever has not all of it
-//! announces the groups that are whole, and then chunks. The directory takes as many of the first
-//! as its budget allows; between nodes that have met, bitmaps say the rest.
+//! From coarse to fine: whoever has anything of a model, or is fetching it, announces the model; then the
+//! groups that are whole, under keys of their content, so that models which share a block share its key; and
+//! then chunks. The directory takes as many of the first as its budget allows; between nodes that have met,
+//! bitmaps say the rest.
+
+use std::sync::Arc;
 
 use surf_protocol::{Bitmap, Manifest};
 
@@ -12,28 +15,81 @@ use crate::fetch::Key;
 /// first are as good as any.
 const CHUNK_KEYS_MAX: usize = 256;
 
-/// The keys under which a node that has the chunks `have` of `manifest` should be found, the most
-/// important first. None if it has nothing.
-pub fn announced(manifest: &Manifest, have: &Bitmap) -> Vec<Key> {
-    if have.count() == 0 {
-        return Vec::new();
+/// What is announced of one model, kept current by what has changed.
+#[derive(Debug)]
+pub struct Announced {
+    manifest: Arc<Manifest>,
+    groups: Vec<Part>,
+    /// Which groups need which chunk: positions of both, sorted.
+    needed_by: Vec<(u32, u32)>,
+    have: Bitmap,
+    wanted: bool,
+}
+
+#[derive(Debug)]
+struct Part {
+    key: Key,
+    /// How many of its chunks are not here.
+    missing: usize,
+}
+
+impl Announced {
+    /// Nothing of `manifest` is here, and nobody wants it.
+    pub fn new(manifest: Arc<Manifest>) -> Self {
+        let (mut groups, mut needed_by) = (Vec::new(), Vec::new());
+        for entry in manifest.groups() {
+            let chunks = manifest.group_chunks(&entry.group);
+            if chunks.is_empty() {
+                continue;
+            }
+            let positions = chunks.iter().filter_map(|chunk| manifest.position(chunk.id));
+            needed_by.extend(positions.map(|at| (at as u32, groups.len() as u32)));
+            let key = Key::group(chunks.iter().map(|chunk| chunk.id));
+            groups.push(Part { key, missing: chunks.len() });
+        }
+        needed_by.sort_unstable();
+        let have = Bitmap::none(manifest.chunks().len());
+        Self { manifest, groups, needed_by, have, wanted: false }
     }
-    let has = |id| manifest.position(id).is_some_and(|at| have.contains(at));
-    let mut keys = vec![Key::Model(manifest.id())];
-    if !have.is_full() {
-        let whole = manifest.groups().iter().map(|entry| &entry.group).filter(|group| {
-            let chunks = manifest.group_chunks(group);
-            !chunks.is_empty() && chunks.iter().all(|chunk| has(chunk.id))
-        });
-        keys.extend(whole.map(|group| Key::group(manifest.id(), group)));
+
+    /// Now the chunks `have` are here, and the model is being fetched, or not. Returns the keys under which the
+    /// node should be found, the most important first, if that is news.
+    pub fn update(&mut self, have: &Bitmap, wanted: bool) -> Option<Vec<Key>> {
+        if *have == self.have && wanted == self.wanted {
+            return None;
+        }
+        for at in 0..self.have.len() {
+            let (before, now) = (self.have.contains(at), have.contains(at));
+            if before != now {
+                self.change(at as u32, now);
+            }
+        }
+        (self.have, self.wanted) = (have.clone(), wanted);
+        Some(self.keys())
     }
-    let chunks = manifest.chunks().iter().filter(|chunk| has(chunk.id));
-    keys.extend(chunks.take(CHUNK_KEYS_MAX).map(|chunk| Key::Chunk(chunk.id)));
-    keys
+
+    fn change(&mut self, at: u32, came: bool) {
+        let first = self.needed_by.partition_point(|(chunk, _)| *chunk < at);
+        for (_, group) in self.needed_by[first..].iter().take_while(|(chunk, _)| *chunk == at) {
+            let missing = &mut self.groups[*group as usize].missing;
+            *missing = if came { *missing - 1 } else { *missing + 1 };
+        }
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        let chunks = self.manifest.chunks().iter().enumerate().filter(|(at, _)| self.have.contains(*at));
+        let chunks: Vec<Key> = chunks.take(CHUNK_KEYS_MAX).map(|(_, chunk)| Key::Chunk(chunk.id)).collect();
+        if chunks.is_empty() && !self.wanted {
+            return Vec::new();
+        }
+        let whole = self.groups.iter().filter(|group| group.missing == 0).map(|group| group.key);
+        [Key::Model(self.manifest.id())].into_iter().chain(whole).chain(chunks).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use surf_protocol::{
         ChunkId, Dtype, FileEntry, Group, GroupEntry, Stack, TensorEntry,
         manifest::{ChunkEntry, FORMAT, Parts},
@@ -41,9 +97,13 @@ mod tests {
 
     use super::*;
 
-    /// Two blocks of one tensor of two chunks each.
-    fn manifest() -> Manifest {
-        let chunks: Vec<_> = (0..4u8).map(|i| ChunkEntry { id: ChunkId::of(&[i]), size: 10 }).collect();
+    fn id(at: u8) -> ChunkId {
+        ChunkId::of(&[at])
+    }
+
+    /// Blocks of one tensor of two chunks each, these.
+    fn manifest(chunks: [u8; 4]) -> Arc<Manifest> {
+        let chunks: Vec<_> = chunks.into_iter().map(|at| ChunkEntry { id: id(at), size: 10 }).collect();
         let tensor = |name: &str, offset| TensorEntry {
             name: name.to_owned(),
             dtype: Dtype::U8,
@@ -56,27 +116,59 @@ mod tests {
         let group = |i| GroupEntry { group: Group::Block(Stack::Decoder, i), tensors: vec![i] };
         let tensors = vec![tensor("a", 0), tensor("b", 20)];
         let parts = Parts { format: FORMAT, files: vec![file], tensors, groups: vec![group(0), group(1)] };
-        Manifest::new(parts).unwrap()
+        Arc::new(Manifest::new(parts).unwrap())
     }
 
     #[test]
-    fn who_has_nothing_says_nothing() {
-        assert_eq!(announced(&manifest(), &Bitmap::none(4)), []);
+    fn who_has_nothing_says_nothing_unless_it_wants_the_model() {
+        let manifest = manifest([0, 1, 2, 3]);
+        let mut announced = Announced::new(Arc::clone(&manifest));
+        assert_eq!(announced.update(&Bitmap::none(4), false), None);
+        let wanted = announced.update(&Bitmap::none(4), true);
+        assert_eq!(wanted, Some(vec![Key::Model(manifest.id())]));
+        assert_eq!(announced.update(&Bitmap::none(4), true), None, "no news");
+        assert_eq!(announced.update(&Bitmap::none(4), false), Some(vec![]));
     }
 
     #[test]
-    fn who_has_a_part_says_which_groups_are_whole() {
-        let manifest = manifest();
-        let keys = announced(&manifest, &Bitmap::from_fn(4, |at| at != 1));
-        assert_eq!(keys[0], Key::Model(manifest.id()));
-        assert_eq!(keys[1], Key::group(manifest.id(), &Group::Block(Stack::Decoder, 1)));
-        assert_eq!(keys.len(), 2 + 3);
+    fn the_model_then_whole_groups_then_chunks() {
+        let manifest = manifest([0, 1, 2, 3]);
+        let mut announced = Announced::new(Arc::clone(&manifest));
+        let keys = announced.update(&Bitmap::from_fn(4, |at| at != 1), false).unwrap();
+        let [model, group] = [Key::Model(manifest.id()), Key::group([id(2), id(3)])];
+        let chunk = |at| Key::Chunk(id(at));
+        assert_eq!(keys, [model, group, chunk(0), chunk(2), chunk(3)]);
+        let keys = announced.update(&Bitmap::from_fn(4, |_| true), false).unwrap();
+        assert_eq!(keys[1..3], [Key::group([id(0), id(1)]), group], "who has all says so too");
     }
 
     #[test]
-    fn who_has_all_needs_no_groups() {
-        let keys = announced(&manifest(), &Bitmap::from_fn(4, |_| true));
-        assert!(keys.iter().all(|key| !matches!(key, Key::Group(_))));
-        assert_eq!(keys.len(), 1 + 4);
+    fn models_that_share_a_block_share_its_key() {
+        let one = Announced::new(manifest([0, 1, 2, 3])).groups;
+        let two = Announced::new(manifest([4, 5, 0, 1])).groups;
+        assert_eq!(one[0].key, two[1].key);
+        assert_ne!(one[1].key, two[0].key);
+        assert_eq!(Key::group([id(1), id(0), id(1)]), Key::group([id(0), id(1)]), "in whatever order");
+    }
+
+    proptest! {
+        /// What is kept current is what would be found from nothing.
+        #[test]
+        fn changes_add_up(
+            states in prop::collection::vec((any::<[bool; 4]>(), any::<bool>()), 1..20),
+        ) {
+            // A chunk in two groups, too.
+            let manifest = manifest([0, 1, 1, 2]);
+            let mut announced = Announced::new(Arc::clone(&manifest));
+            let mut said = Vec::new();
+            for (has, wanted) in states {
+                let have = Bitmap::from_fn(3, |at| has[at]);
+                if let Some(keys) = announced.update(&have, wanted) {
+                    said = keys;
+                }
+                let fresh = Announced::new(Arc::clone(&manifest)).update(&have, wanted);
+                prop_assert_eq!(&said, &fresh.unwrap_or_default());
+            }
+        }
     }
 }

@@ -1,22 +1,26 @@
 //! Every chunk of a model that is not here is fetched and kept.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
+use rand::seq::SliceRandom;
 use surf_protocol::Manifest;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
-    fetch::{Fetcher, Traffic},
+    fetch::{Fetcher, Standing, Traffic},
     source::{ModelSource, SourceError, Urgency},
     store::Store,
 };
 
 /// Wishes open at once: enough for the scheduler to choose among, few enough to cost nothing.
-const WISHES: usize = 256;
+const WISHES: usize = 512;
 
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(200);
+
+/// What a rate is measured over.
+const PACE: Duration = Duration::from_secs(3);
 
 /// How far a pull is.
 #[derive(Clone, Debug)]
@@ -27,8 +31,31 @@ pub struct Pull {
     pub total: u64,
     /// What has come since the pull began.
     pub traffic: Traffic,
+    /// Who has the rest, and how that goes.
+    pub standing: Standing,
+    /// Bytes per second that came over the last seconds.
+    pub rate: u64,
     /// How long it has taken.
     pub took: Duration,
+}
+
+/// How fast something grows, over the last seconds.
+#[derive(Debug, Default)]
+struct Pace {
+    marks: VecDeque<(Instant, u64)>,
+}
+
+impl Pace {
+    /// It is `amount` now. Returns by how much it grows each second.
+    fn of(&mut self, amount: u64, now: Instant) -> u64 {
+        while 2 < self.marks.len() && self.marks[1].0 + PACE <= now {
+            self.marks.pop_front();
+        }
+        self.marks.push_back((now, amount));
+        let (since, before) = self.marks[0];
+        let took = now.saturating_duration_since(since).as_secs_f64();
+        if took < 1e-3 { 0 } else { (amount.saturating_sub(before) as f64 / took) as u64 }
+    }
 }
 
 /// Why a pull failed.
@@ -53,8 +80,10 @@ pub async fn pull(
     let _lease = store.lease(manifest.chunks().iter().map(|chunk| chunk.id));
     let (started, before) = (Instant::now(), fetcher.traffic(manifest.id()).await?);
     let total = manifest.size();
-    let missing: Vec<_> =
+    let mut missing: Vec<_> =
         manifest.chunks().iter().copied().filter(|chunk| !store.contains(chunk.id)).collect();
+    // Of a model with more chunks than wishes, not everyone should want the same part first.
+    missing.shuffle(&mut rand::rng());
     let mut bytes = total - missing.iter().map(|chunk| u64::from(chunk.size)).sum::<u64>();
     let model = fetcher.model(Arc::clone(manifest));
     let model = &model;
@@ -63,17 +92,28 @@ pub async fn pull(
         .buffer_unordered(WISHES);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let state = async |bytes| -> Result<Pull, PullError> {
-        let traffic = fetcher.traffic(manifest.id()).await?.since(&before);
-        match &traffic.unkept {
-            Some(why) => Err(PullError::Unkept(why.clone())),
-            None => Ok(Pull { bytes, total, traffic, took: started.elapsed() }),
+    let mut pace = Pace::default();
+    let mut state = async |bytes| -> Result<Pull, PullError> {
+        let standing = fetcher.standing(manifest.id()).await?;
+        let traffic = standing.traffic.since(&before);
+        if let Some(why) = traffic.unkept {
+            return Err(PullError::Unkept(why));
         }
+        let rate = pace.of(traffic.fetched(), Instant::now());
+        Ok(Pull { bytes, total, traffic, standing, rate, took: started.elapsed() })
     };
     loop {
         tokio::select! {
             arrived = arriving.next() => match arrived {
-                Some(arrived) => bytes += u64::from(arrived?.size),
+                Some(arrived) => {
+                    let chunk = arrived?;
+                    // It is under our lease: what is not here now has never been kept.
+                    if !store.contains(chunk.id) {
+                        let why = fetcher.traffic(manifest.id()).await?.unkept;
+                        return Err(PullError::Unkept(why.unwrap_or_else(|| "it was removed".to_owned())));
+                    }
+                    bytes += u64::from(chunk.size);
+                }
                 None => return state(bytes).await,
             },
             _ = ticks.tick() => progress(&state(bytes).await?),

@@ -11,14 +11,14 @@ use prometheus_client::{
     metrics::{
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::ConstGauge,
+        gauge::{ConstGauge, Gauge},
         histogram::Histogram,
     },
     registry::{Registry, Unit},
 };
 
 use super::App;
-use crate::api::{GenerationStats, PeerView, Status};
+use crate::api::{GenerationStats, PeerView, Status, TransferStatus};
 
 /// Seconds to the first token: from all resident on a GPU to a cold start over a slow link.
 const TTFT_BUCKETS_S: [f64; 10] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
@@ -36,6 +36,17 @@ pub(super) struct Metrics {
 struct Answered {
     /// The first digit of the status says enough.
     status: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Fetched {
+    model: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Slow {
+    model: String,
+    reason: String,
 }
 
 impl Default for Metrics {
@@ -80,8 +91,11 @@ impl Metrics {
             ("store_quota_bytes", "Bytes that these may grow to", status.store.quota),
             ("store_referenced_bytes", "Bytes that stay in users' files", status.store.referenced),
             ("store_chunks", "Chunks, wherever their bytes are", status.store.chunks),
+            ("store_high_bytes", "Used bytes beyond which chunks are evicted", status.store.high),
+            ("store_low_bytes", "Used bytes down to which they are", status.store.low),
         ];
-        for (name, help, value) in gauges {
+        let free = status.store.free.map(|free| ("store_free_bytes", "Bytes free on the disk", free));
+        for (name, help, value) in gauges.into_iter().chain(free) {
             registry.register(name, help, ConstGauge::<u64>::new(value));
         }
         let sum = |count: fn(&PeerView) -> u64| ConstCounter::<u64>::new(peers.iter().map(count).sum());
@@ -91,10 +105,41 @@ impl Metrics {
             "Bytes received from connected peers' data planes",
             sum(|peer| peer.received),
         );
+        let hashed = ConstCounter::<u64>::new(status.store.hashed);
+        registry.register("store_hashed_bytes", "Bytes hashed to check what is on the disk", hashed);
+        transfers(&mut registry, &status.transfers);
         let mut text = String::new();
         encode(&mut text, &registry).expect("writing to a string cannot fail");
         text
     }
+}
+
+/// One line for each model that is being fetched.
+fn transfers(registry: &mut Registry, transfers: &[TransferStatus]) {
+    type Value = fn(&TransferStatus) -> u64;
+    let values: [(&str, &str, Value); 6] = [
+        ("transfer_here_bytes", "Bytes of the model that are here", |t| t.progress.bytes),
+        ("transfer_total_bytes", "Bytes of the model", |t| t.progress.total),
+        ("transfer_verified_bytes", "Bytes that came and were right", |t| t.progress.fetched_bytes),
+        ("transfer_wasted_bytes", "Bytes that came in vain, duplicates too", |t| t.progress.wasted_bytes),
+        ("transfer_duplicate_bytes", "Bytes that another sent sooner", |t| t.progress.duplicate_bytes),
+        ("transfer_bytes_per_second", "Over the last seconds", |t| t.progress.rate),
+    ];
+    for (name, help, value) in values {
+        let family = Family::<Fetched, Gauge>::default();
+        for transfer in transfers {
+            let label = Fetched { model: transfer.model.clone() };
+            family.get_or_create(&label).set(i64::try_from(value(transfer)).unwrap_or(i64::MAX));
+        }
+        registry.register(name, help, family);
+    }
+    let slow = Family::<Slow, Gauge>::default();
+    for transfer in transfers {
+        if let Some(reason) = transfer.progress.reason.clone() {
+            slow.get_or_create(&Slow { model: transfer.model.clone(), reason }).set(1);
+        }
+    }
+    registry.register("transfer_slow", "Why the model comes slowly or not at all", slow);
 }
 
 /// `GET /metrics`
@@ -107,6 +152,7 @@ pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::{PullProgress, StoreStatus};
 
     #[test]
     fn metrics_are_named_and_counted() {
@@ -119,7 +165,14 @@ mod tests {
             ttft_ms: 300.0,
             ..GenerationStats::default()
         });
-        let status = Status { peers: 3, ..Status::default() };
+        let store = StoreStatus { low: 85, free: Some(7), hashed: 5, ..StoreStatus::default() };
+        let progress = PullProgress {
+            duplicate_bytes: 5,
+            reason: Some("relayed_peers".to_owned()),
+            ..PullProgress::default()
+        };
+        let transfer = TransferStatus { model: "surf:ab".to_owned(), progress, ..TransferStatus::default() };
+        let status = Status { peers: 3, store, transfers: vec![transfer], ..Status::default() };
         let peer = PeerView { sent: 40, ..PeerView::default() };
         let text = metrics.text(&status, &[peer.clone(), peer]);
         for line in [
@@ -129,7 +182,12 @@ mod tests {
             "surf_first_token_seconds_bucket{le=\"0.5\"} 1",
             "surf_first_token_seconds_bucket{le=\"0.25\"} 0",
             "surf_peers 3",
+            "surf_store_low_bytes 85",
+            "surf_store_free_bytes 7",
+            "surf_store_hashed_bytes_total 5",
             "surf_sent_bytes_total 80",
+            "surf_transfer_duplicate_bytes{model=\"surf:ab\"} 5",
+            "surf_transfer_slow{model=\"surf:ab\",reason=\"relayed_peers\"} 1",
         ] {
             assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");
         }

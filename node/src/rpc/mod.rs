@@ -156,6 +156,7 @@ fn clock_unix() -> u64 {
 fn routes() -> Router<App> {
     let surf = Router::new()
         .route("/status", get(surf::status))
+        .route("/limits", get(surf::limits).post(surf::limit))
         .route("/peers", get(surf::peers))
         .route("/models", get(surf::models))
         .route("/models/{*id}", get(surf::model))
@@ -169,6 +170,8 @@ fn routes() -> Router<App> {
         .route("/rm", post(surf::rm))
         .route("/gc", post(surf::gc))
         .route("/verify", post(surf::verify))
+        .route("/name", post(surf::set_name))
+        .route("/name/{*name}", get(surf::name))
         .route("/check", post(surf::check))
         .route("/forward", post(forward::forward));
     Router::new()

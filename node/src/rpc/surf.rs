@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     api::{
-        CheckRequest, Checked, ExportRequest, Freed, ModelDetail, ModelInfo, ModelRequest, PeerView,
-        PublishRequest, Status, VerifyRequest,
+        CheckRequest, Checked, ExportRequest, Freed, Limits, LimitsRequest, ModelDetail, ModelInfo,
+        ModelRequest, NameInfo, NameRequest, PeerView, PublishRequest, Status, VerifyRequest,
     },
     journal,
 };
@@ -32,6 +32,19 @@ pub(super) async fn status(State(app): State<App>) -> Json<Status> {
     let mut status = app.node.status().await;
     status.rpc.clone_from(&app.url);
     Json(status)
+}
+
+/// `GET /surf/v1/limits`
+pub(super) async fn limits(State(app): State<App>) -> Json<Limits> {
+    Json(app.node.limits())
+}
+
+/// `POST /surf/v1/limits`
+pub(super) async fn limit(
+    State(app): State<App>,
+    body: extract::Json<LimitsRequest>,
+) -> Result<Json<Limits>, ApiError> {
+    Ok(Json(app.node.limit(&body.0)?))
 }
 
 /// `GET /surf/v1/peers`
@@ -106,6 +119,19 @@ pub(super) async fn rm(
 /// `POST /surf/v1/gc`
 pub(super) async fn gc(State(app): State<App>) -> Result<Json<Freed>, ApiError> {
     Ok(Json(app.node.gc().await?))
+}
+
+/// `POST /surf/v1/name`
+pub(super) async fn set_name(
+    State(app): State<App>,
+    body: extract::Json<NameRequest>,
+) -> Result<Json<NameInfo>, ApiError> {
+    Ok(Json(app.node.set_name(&body.0.name, &body.0.model).await?))
+}
+
+/// `GET /surf/v1/name/{peer}/{name}`
+pub(super) async fn name(State(app): State<App>, Tail(name): Tail) -> Result<Json<NameInfo>, ApiError> {
+    Ok(Json(app.node.name(&name).await?))
 }
 
 /// `POST /surf/v1/check?model=…&tolerance=…`, with the file of recorded outputs as the body.

@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use surf_protocol::{Bitmap, Chunk, ChunkId, Manifest, ModelId, VerifiedRange, manifest::ChunkEntry};
+use tokio::sync::watch;
 
 use super::{ChunkSource, Keeper, Library, ModelSource, SourceError, Urgency};
 
@@ -16,6 +17,7 @@ use super::{ChunkSource, Keeper, Library, ModelSource, SourceError, Urgency};
 #[derive(Debug, Default)]
 pub struct Memory {
     held: Mutex<Held>,
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -28,11 +30,13 @@ impl Memory {
     /// Keeps `chunk`.
     pub fn put(&self, chunk: Chunk) {
         self.held().chunks.insert(chunk.id(), chunk);
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// Keeps `manifest`.
     pub fn put_manifest(&self, manifest: Manifest) {
         self.held().manifests.insert(manifest.id(), manifest);
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// The ids of all chunks kept.
@@ -89,6 +93,10 @@ impl Library for Memory {
     fn manifest(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>> {
         let found = self.held().manifests.get(&model).map(|manifest| manifest.encode().into());
         Box::pin(async move { Ok(found) })
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     fn have(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bitmap>, SourceError>> {

@@ -7,6 +7,7 @@
 
 mod memory;
 mod object;
+mod telling;
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -16,9 +17,11 @@ use std::{fmt, ops::Range, sync::Arc};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use surf_protocol::{Bitmap, Chunk, ChunkId, ModelId, VerifiedRange, manifest::ChunkEntry};
+use tokio::sync::watch;
 
 pub use memory::Memory;
 pub use object::{Object, OpenError};
+pub use telling::{HEARTBEAT, Telling};
 
 /// Something that may have chunks.
 ///
@@ -86,6 +89,9 @@ pub enum Urgency {
 pub trait Library: fmt::Debug + Send + Sync {
     /// The encoded manifest of `model`.
     fn manifest(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>>;
+
+    /// A count that goes up whenever what is here changes.
+    fn changes(&self) -> watch::Receiver<u64>;
 
     /// Which chunks of `model` are here, by its manifest's chunk list.
     fn have(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bitmap>, SourceError>>;

@@ -71,6 +71,12 @@ impl Catalogue {
         let chunks = self.manifests.values().flat_map(|manifest| manifest.chunks());
         chunks.map(|chunk| chunk.id).collect()
     }
+
+    /// The size of every chunk that a manifest here names.
+    pub(super) fn chunk_sizes(&self) -> HashMap<ChunkId, u32> {
+        let chunks = self.manifests.values().flat_map(|manifest| manifest.chunks());
+        chunks.map(|chunk| (chunk.id, chunk.size)).collect()
+    }
 }
 
 /// Whether a model may be called `name`: it must not be taken for an id, nor trouble a terminal.

@@ -3,29 +3,47 @@
 use std::{
     fs::{self, File},
     io,
-    sync::{Arc, Condvar, Mutex, MutexGuard, atomic::Ordering, mpsc},
+    path::Path,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
 };
 
 use bytes::Bytes;
 use surf_protocol::{Chunk, ChunkId, Manifest};
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    StoreError,
+    StoreError, Usage,
     catalogue::Catalogue,
     files::{self, Layout},
-    holdings::{Begun, Holdings, Place, PlaceKind, UserFile},
+    holdings::{Begun, Bound, Holdings, Place, PlaceKind, UserFile},
     index::Index,
     open,
+    space::Space,
 };
 use crate::config;
 
-/// Chunk files that may be written but not yet synced: what a power failure can cost. A pull is held
-/// back by the disk only when it is this far ahead of it.
-const UNSYNCED_FILES_MAX: usize = 128;
+/// Chunk files that may be written but not yet synced: what a power failure can cost, half a gibibyte.
+/// A pull is held back by the disk only when it is this far ahead of it. Each is an open file, of which
+/// a process may often have no more than a thousand.
+const UNSYNCED_FILES_MAX: usize = 256;
+
+/// Files that are synced at once. A file system's journal commits for all who wait together, so four
+/// take little longer than one.
+const SYNCED_AT_ONCE: usize = 4;
 
 /// Uses that may be unknown to the index: what eviction may get wrong after a crash.
 const TOUCHED_MAX: usize = 1024;
+
+/// Evicted files that a writer removes itself. More are removed behind its back.
+const REMOVED_AT_ONCE_MAX: usize = 8;
+
+/// Files that are removed before whoever waits for the room is told. At most so much of the reserve may
+/// be used for a moment, because these files are gone and still counted.
+const REMOVED_TOGETHER_MAX: usize = 16;
 
 /// The folder, and everything that is known about it.
 #[derive(Debug)]
@@ -43,6 +61,8 @@ pub(super) struct Disk {
     pub(super) notebook: Mutex<()>,
     /// Files to be synced, behind the back of whoever wrote them.
     unsynced: mpsc::SyncSender<File>,
+    /// Bytes that were hashed to find out whether they are what they should be.
+    hashed: AtomicU64,
     /// Counts changes of what is held.
     pub(super) changes: watch::Sender<u64>,
     /// Released last, when the index is closed.
@@ -56,11 +76,12 @@ impl Disk {
         let lock = open::lock(&layout)?;
         let (index, records) = Index::open(&layout.index())?;
         let mut holdings = Holdings::new(config.quota);
-        open::chunks(&layout, &index, records, &mut holdings)?;
         let catalogue = open::catalogue(&layout)?;
+        let hashed = open::chunks(&layout, &index, records, &catalogue, &mut holdings)?;
         open::apply_notes(&catalogue, &mut holdings);
+        let too_many = holdings.shrink();
         let unsynced = start_syncing().map_err(|cause| StoreError::file(layout.root(), cause))?;
-        Ok(Self {
+        let disk = Self {
             layout,
             index,
             holdings: Mutex::new(holdings),
@@ -68,34 +89,55 @@ impl Disk {
             catalogue: Mutex::new(catalogue),
             notebook: Mutex::new(()),
             unsynced,
+            hashed: AtomicU64::new(hashed),
             changes: watch::Sender::new(0),
             _lock: lock,
-        })
+        };
+        match too_many {
+            Some(evicted) => disk.discard(&evicted),
+            None => tracing::warn!(quota = config.quota, "pinned chunks take more than the cache may"),
+        }
+        Ok(disk)
     }
 
     /// Writes a chunk file, after making room for it. True if the chunk was nowhere before.
-    pub(super) fn put(&self, chunk: &Chunk) -> Result<bool, StoreError> {
+    pub(super) fn put(self: &Arc<Self>, chunk: &Chunk) -> Result<bool, StoreError> {
         let (id, size) = (chunk.id(), chunk.bytes().len() as u32);
-        let (victims, new) = match self.begin(id, size)? {
-            Some(started) => started,
-            None => return Ok(false),
-        };
+        let Some(new) = self.begin(id, size)? else { return Ok(false) };
         let claim = Claim { disk: self, id, size };
-        if !victims.is_empty() {
-            tracing::debug!(chunks = victims.len(), "evicting");
-            self.discard(&victims);
-        }
-        let path = self.layout.chunk(id);
-        let file = match self.layout.write(&path, chunk.bytes()) {
-            Ok(file) => file,
-            Err(cause) => return Err(StoreError::file(path, cause)),
-        };
+        let file = self.write(&self.layout.chunk(id), chunk.bytes(), Layout::write)?;
         let record = claim.finish();
         self.index.insert([(id, record)]);
         // If the thread is gone, the system syncs the file when it likes.
         let _ = self.unsynced.send(file);
         self.changed();
         Ok(new)
+    }
+
+    /// Writes a file in one of the ways of [`Layout`]. If the disk is full, chunks go for it, once.
+    pub(super) fn write<T>(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        write: impl Fn(&Layout, &Path, &[u8]) -> io::Result<T>,
+    ) -> Result<T, StoreError> {
+        let mut written = write(&self.layout, path, bytes);
+        if written.as_ref().is_err_and(files::is_disk_full) {
+            let evicted = self.holdings().give_way(bytes.len() as u64);
+            if !evicted.is_empty() {
+                tracing::warn!(chunks = evicted.len(), "the disk is full; evicting");
+                self.discard(&evicted);
+                self.changed();
+                written = write(&self.layout, path, bytes);
+            }
+        }
+        written.map_err(|cause| StoreError::file(path, cause))
+    }
+
+    /// What is held, and may be held.
+    pub(super) fn usage(&self) -> Usage {
+        let space = Space::at(self.layout.root());
+        Usage { hashed: self.hashed.load(Ordering::Relaxed), ..self.holdings().usage(space) }
     }
 
     /// The checked bytes of a chunk of `size`. A place that turns out to be bad is forgotten.
@@ -127,6 +169,7 @@ impl Disk {
     /// The chunk at `place`. `None` if it is not there or damaged; then the place is forgotten.
     pub(super) fn read_checked(&self, id: ChunkId, place: &Place) -> Result<Option<Chunk>, StoreError> {
         let Some(bytes) = self.read(id, place)? else { return Ok(None) };
+        self.hashed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         match Chunk::verify(id, bytes) {
             Ok(chunk) => {
                 self.holdings().mark_verified(id, place);
@@ -150,19 +193,21 @@ impl Disk {
 
     /// Removes chunk files that have left the books.
     pub(super) fn discard(&self, ids: &[ChunkId]) {
-        self.index.remove(ids.iter().copied());
-        for &id in ids {
-            let path = self.layout.chunk(id);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    // It will be found when the store next opens.
-                    tracing::warn!(path = %path.display(), %error, "cannot remove a chunk file");
+        for ids in ids.chunks(REMOVED_TOGETHER_MAX) {
+            self.index.remove(ids.iter().copied());
+            for &id in ids {
+                let path = self.layout.chunk(id);
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        // It will be found when the store next opens.
+                        tracing::warn!(path = %path.display(), %error, "cannot remove a chunk file");
+                    }
+                    _ => (),
                 }
-                _ => (),
             }
+            self.holdings().settle(ids);
+            self.settled.notify_all();
         }
-        self.holdings().settle(ids);
-        self.settled.notify_all();
     }
 
     /// Tells the index about uses, if there are at least `least` that it does not know.
@@ -198,18 +243,53 @@ impl Disk {
         self.changed();
     }
 
-    fn begin(&self, id: ChunkId, size: u32) -> Result<Option<(Vec<ChunkId>, bool)>, StoreError> {
-        let mut holdings = self.holdings();
+    /// The name and the room for a chunk; whether it is new. `None` if it is here.
+    fn begin(self: &Arc<Self>, id: ChunkId, size: u32) -> Result<Option<bool>, StoreError> {
         loop {
-            match holdings.begin(id, size) {
-                Begun::Started { victims, new } => return Ok(Some((victims, new))),
+            let space = Space::at(self.layout.root());
+            let mut holdings = self.holdings();
+            match holdings.begin(id, size, space) {
                 Begun::Here => return Ok(None),
-                Begun::Full => {
-                    let quota = holdings.usage().quota;
+                Begun::Started { evicted, new } => {
+                    drop(holdings);
+                    self.evict(evicted);
+                    return Ok(Some(new));
+                }
+                Begun::Wait { evicted } if evicted.is_empty() => {
+                    drop(self.settled.wait(holdings).expect("no panics while held"));
+                }
+                Begun::Wait { evicted } => {
+                    drop(holdings);
+                    self.evict(evicted);
+                }
+                Begun::Full(Bound::Quota) => {
+                    let quota = holdings.quota();
                     return Err(StoreError::Full { need: size.into(), quota });
                 }
-                Begun::Wait => holdings = self.settled.wait(holdings).expect("no panics while held"),
+                Begun::Full(Bound::Disk) => {
+                    drop(holdings);
+                    let Space { free, reserve } = Space::at(self.layout.root());
+                    // Something was removed since we looked.
+                    if space.free < free {
+                        continue;
+                    }
+                    return Err(StoreError::NearlyFull { dir: self.layout.root().to_owned(), free, reserve });
+                }
             }
+        }
+    }
+
+    /// Removes evicted files: a few here and now, many behind the caller's back.
+    fn evict(self: &Arc<Self>, ids: Vec<ChunkId>) {
+        if ids.is_empty() {
+            return;
+        }
+        tracing::debug!(chunks = ids.len(), "evicting");
+        let at_once = ids.len() <= REMOVED_AT_ONCE_MAX;
+        let evicted = Evicted { disk: Arc::clone(self), ids };
+        match Handle::try_current() {
+            Ok(runtime) if !at_once => drop(runtime.spawn_blocking(move || drop(evicted))),
+            _ => drop(evicted),
         }
     }
 
@@ -268,6 +348,20 @@ impl Drop for Disk {
     }
 }
 
+/// Files that left the books. Removed when dropped, so that nobody waits for them for ever, whatever
+/// becomes of the thread that was to remove them.
+struct Evicted {
+    disk: Arc<Disk>,
+    ids: Vec<ChunkId>,
+}
+
+impl Drop for Evicted {
+    fn drop(&mut self) {
+        self.disk.discard(&self.ids);
+        self.disk.changed();
+    }
+}
+
 /// The name of a chunk file and room for it, until it is written or given up.
 struct Claim<'a> {
     disk: &'a Disk,
@@ -286,21 +380,27 @@ impl Claim<'_> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.disk.holdings().abort(self.id, self.size);
+        self.disk.holdings().abort(self.id);
         self.disk.settled.notify_all();
     }
 }
 
-/// Starts the thread that syncs files. It ends when the store is dropped and its queue is empty.
+/// Starts the threads that sync files. They end when the store is dropped and its queue is empty.
 fn start_syncing() -> io::Result<mpsc::SyncSender<File>> {
     let (sender, receiver) = mpsc::sync_channel::<File>(UNSYNCED_FILES_MAX);
-    std::thread::Builder::new().name("store-sync".to_owned()).spawn(move || {
-        for file in receiver {
-            if let Err(error) = file.sync_data() {
-                // The bytes are checked whenever they are read.
-                tracing::warn!(%error, "a chunk file could not be synced");
+    let receiver = Arc::new(Mutex::new(receiver));
+    for _ in 0..SYNCED_AT_ONCE {
+        let receiver = Arc::clone(&receiver);
+        std::thread::Builder::new().name("store-sync".to_owned()).spawn(move || {
+            // Held while waiting: the others wait for the same.
+            let next = || receiver.lock().expect("no panics while held").recv();
+            while let Ok(file) = next() {
+                if let Err(error) = file.sync_data() {
+                    // The bytes are checked whenever they are read.
+                    tracing::warn!(%error, "a chunk file could not be synced");
+                }
             }
-        }
-    })?;
+        })?;
+    }
     Ok(sender)
 }

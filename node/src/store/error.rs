@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use surf_protocol::ModelId;
 
+use super::files::is_disk_full;
+
 /// Why the store could not do what was asked. That a chunk is not here is no error.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -39,6 +41,19 @@ pub enum StoreError {
         /// What the file system said.
         #[source]
         cause: io::Error,
+    },
+    /// The disk has little room left, that others need.
+    #[error(
+        "the disk that holds {} is nearly full: {free} bytes are free, of which the last {reserve} are left to \
+         others, and nothing more may be evicted; free some space", dir.display()
+    )]
+    NearlyFull {
+        /// The store's folder.
+        dir: PathBuf,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that stay free.
+        reserve: u64,
     },
     /// A file failed in another way.
     #[error("{}: {cause}", path.display())]
@@ -98,9 +113,9 @@ impl StoreError {
     /// The failure `cause` at `path`.
     pub(super) fn file(path: impl Into<PathBuf>, cause: io::Error) -> Self {
         let path = path.into();
-        match cause.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Disk { path, cause },
-            _ => Self::File { path, cause },
+        match is_disk_full(&cause) {
+            true => Self::Disk { path, cause },
+            false => Self::File { path, cause },
         }
     }
 }

@@ -108,6 +108,11 @@ impl Layout {
     }
 }
 
+/// Whether writing failed because there is no room on the disk, or no more than this user may have.
+pub(super) fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// The bytes of one of our own files, without copying them.
 ///
 /// Pages are read here, on the calling thread, so that whoever sends the bytes does not wait for

@@ -1,8 +1,8 @@
 //! What is held, in memory: for each chunk its places, and what of the quota is spent. No I/O.
 //!
 //! A chunk file that is being written or removed is *in transit*: nobody else may touch that name
-//! until it has settled. A chunk enters and leaves the books in one step each, so the sum of what is
-//! used and what is reserved never exceeds the quota by anything that was put here.
+//! until it has settled, and its bytes count until then. A chunk enters and leaves the books in one step
+//! each, so nothing that is put here lets the files exceed the quota, not even for a moment.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,13 +14,17 @@ use surf_protocol::{ChunkId, ModelId, manifest::ChunkEntry};
 
 use super::{
     Usage,
-    evict::{Candidate, victims},
+    evict::{Candidate, Marks, sweep},
     files::Stamp,
     record::Record,
+    space::Space,
 };
 
 /// Places in users' files that are remembered for one chunk. More would only cost memory.
 const RANGES_MAX: usize = 4;
+
+/// How much more must be used before a search for what may go is worth repeating that found too little.
+const EXHAUSTED_BYTES: u64 = 64 << 20;
 
 /// A file of the user's, parts of which are chunks.
 #[derive(Debug)]
@@ -71,12 +75,21 @@ pub(super) enum PlaceKind {
 pub(super) enum Begun {
     /// It is a file already.
     Here,
-    /// Someone else is writing or removing it: wait, and ask again.
-    Wait,
-    /// The name and the room are the caller's. These must go, and are in transit too.
-    Started { victims: Vec<ChunkId>, new: bool },
-    /// Not enough can be evicted.
-    Full,
+    /// Files are on their way in or out, and these besides: wait until some have settled, and ask again.
+    Wait { evicted: Vec<ChunkId> },
+    /// The name and the room are the caller's. These left the books and are to be removed, sometime.
+    Started { evicted: Vec<ChunkId>, new: bool },
+    /// Not enough can be evicted, for the quota or for what is free on the disk.
+    Full(Bound),
+}
+
+/// What bounds the chunk files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// What the user said.
+    Quota,
+    /// What is free on the disk.
+    Disk,
 }
 
 /// Everything held, and what it costs.
@@ -84,11 +97,19 @@ pub(super) enum Begun {
 pub(super) struct Holdings {
     chunks: HashMap<ChunkId, Held>,
     quota: u64,
+    /// Bytes of the chunk files in the books.
     used: u64,
-    reserved: u64,
+    /// Bytes of those that are being written.
+    writing: u64,
+    /// Bytes of those that left the books and are still on the disk.
+    leaving: u64,
     /// Counts uses: the last use of a chunk is a number, not a time.
     clock: u64,
-    in_transit: HashSet<ChunkId>,
+    /// Files that are being written or removed, with their bytes.
+    in_transit: HashMap<ChunkId, u64>,
+    /// What is used after chunks were evicted, if that is still beyond the high mark. Until it has grown
+    /// by a few chunks or something is no longer protected, looking again would find little.
+    exhausted: Option<u64>,
     leased: Counts,
     pinned: Counts,
     /// Chunks whose last use the index does not know yet.
@@ -100,6 +121,14 @@ struct Held {
     size: u32,
     own: Option<Own>,
     ranges: Vec<Range>,
+    /// How many other nodes are known to hold it, if anything is known.
+    copies: Option<u8>,
+}
+
+impl Held {
+    fn new(size: u32) -> Self {
+        Self { size, own: None, ranges: Vec::new(), copies: None }
+    }
 }
 
 #[derive(Debug)]
@@ -133,26 +162,52 @@ impl Holdings {
         self.set_own(id, record.size, record.last_use);
     }
 
-    /// Asks for the name and the room to write a chunk of `size` bytes.
-    pub(super) fn begin(&mut self, id: ChunkId, size: u32) -> Begun {
-        if self.in_transit.contains(&id) {
-            return Begun::Wait;
+    /// Asks for the name and the room to write a chunk of `size` bytes, on a disk that has this `space`.
+    pub(super) fn begin(&mut self, id: ChunkId, size: u32, space: Space) -> Begun {
+        if self.in_transit.contains_key(&id) {
+            return Begun::Wait { evicted: Vec::new() };
         }
         if self.chunks.get(&id).is_some_and(|held| held.own.is_some()) {
             self.touch(id);
             return Begun::Here;
         }
-        let missing = (self.used + self.reserved + u64::from(size)).saturating_sub(self.quota);
-        let Some(victims) = self.victims(missing) else { return Begun::Full };
-        victims.iter().for_each(|&victim| _ = self.take_own(victim, None));
-        self.in_transit.insert(id);
-        self.reserved += u64::from(size);
-        Begun::Started { victims, new: !self.contains(id) }
+        let size = u64::from(size);
+        let limit = self.limit(space);
+        let after = self.used + self.writing + size;
+        let Some(evicted) = self.make_room(limit, after) else {
+            let moving = 0 < self.writing + self.leaving;
+            return match () {
+                () if self.quota <= limit => Begun::Full(Bound::Quota),
+                // Half written files are counted twice, and half removed ones perhaps not at all.
+                () if moving => Begun::Wait { evicted: Vec::new() },
+                () => Begun::Full(Bound::Disk),
+            };
+        };
+        if limit < self.used + self.writing + self.leaving + size {
+            return Begun::Wait { evicted };
+        }
+        self.in_transit.insert(id, size);
+        self.writing += size;
+        Begun::Started { evicted, new: !self.contains(id) }
+    }
+
+    /// Takes chunk files out of the books because the disk has no room for `size` bytes, whatever it
+    /// says. Returns them, in transit. None if nothing can go.
+    pub(super) fn give_way(&mut self, size: u64) -> Vec<ChunkId> {
+        let used = self.used + self.writing;
+        let limit = used.min(self.quota);
+        self.make_room(limit, limit.saturating_add(size)).unwrap_or_default()
+    }
+
+    /// Takes chunk files out of the books until the quota is kept, as it may not be after it has been
+    /// lowered. Returns them, in transit; `None` if too much is pinned.
+    pub(super) fn shrink(&mut self) -> Option<Vec<ChunkId>> {
+        if self.used <= self.quota { Some(Vec::new()) } else { self.make_room(self.quota, self.used) }
     }
 
     /// The chunk is written: it enters the books. Returns its record.
     pub(super) fn finish(&mut self, id: ChunkId, size: u32) -> Record {
-        self.abort(id, size);
+        self.abort(id);
         self.clock += 1;
         self.set_own(id, size, self.clock);
         // Only verified chunks are written, so the first reader need not hash it again.
@@ -161,14 +216,24 @@ impl Holdings {
     }
 
     /// The chunk could not be written.
-    pub(super) fn abort(&mut self, id: ChunkId, size: u32) {
-        self.in_transit.remove(&id);
-        self.reserved -= u64::from(size);
+    pub(super) fn abort(&mut self, id: ChunkId) {
+        self.writing -= self.in_transit.remove(&id).unwrap_or(0);
     }
 
     /// Files that left the books are gone from the disk.
     pub(super) fn settle(&mut self, ids: &[ChunkId]) {
-        ids.iter().for_each(|id| _ = self.in_transit.remove(id));
+        let gone = ids.iter().filter_map(|id| self.in_transit.remove(id));
+        self.leaving -= gone.sum::<u64>();
+    }
+
+    /// How many other nodes hold these chunks, as far as is known. Says nothing about chunks that are
+    /// not here.
+    pub(super) fn note_copies(&mut self, copies: impl Iterator<Item = (ChunkId, u8)>) {
+        for (id, copies) in copies {
+            if let Some(held) = self.chunks.get_mut(&id) {
+                held.copies = Some(copies);
+            }
+        }
     }
 
     /// Books the chunks of users' files, with their offsets, instead of what was booked for the same
@@ -230,8 +295,10 @@ impl Holdings {
             self.chunks.remove(&id);
         }
         self.used -= size;
+        self.leaving += size;
+        self.exhausted = None;
         self.touched.remove(&id);
-        self.in_transit.insert(id);
+        self.in_transit.insert(id, size);
         Some(size)
     }
 
@@ -272,6 +339,7 @@ impl Holdings {
     /// Takes back one [`Holdings::lease`].
     pub(super) fn release(&mut self, ids: &[ChunkId]) {
         ids.iter().for_each(|&id| self.leased.sub(id));
+        self.exhausted = None;
     }
 
     /// Protects chunks from eviction until [`Holdings::unpin`].
@@ -282,6 +350,7 @@ impl Holdings {
     /// Takes back one [`Holdings::pin`].
     pub(super) fn unpin(&mut self, ids: impl Iterator<Item = ChunkId>) {
         ids.for_each(|id| self.pinned.sub(id));
+        self.exhausted = None;
     }
 
     /// The records of chunks used since the last call, if there are at least `least`.
@@ -297,31 +366,50 @@ impl Holdings {
         records.collect()
     }
 
-    /// What is spent.
-    pub(super) fn usage(&self) -> Usage {
+    /// Bytes that chunk files may take, as the user said.
+    pub(super) fn quota(&self) -> u64 {
+        self.quota
+    }
+
+    /// What is spent, on a disk that has this `space`.
+    pub(super) fn usage(&self, space: Space) -> Usage {
         let elsewhere = self.chunks.values().filter(|held| held.own.is_none());
+        let Marks { high, low } = Marks::of(self.limit(space));
         Usage {
             used: self.used,
             quota: self.quota,
+            high,
+            low,
+            free: (space != Space::UNKNOWN).then_some(space.free),
             referenced: elsewhere.map(|held| u64::from(held.size)).sum(),
             chunks: self.chunks.len(),
+            hashed: 0,
         }
     }
 
-    fn victims(&self, need: u64) -> Option<Vec<ChunkId>> {
-        if need == 0 {
+    /// What the chunk files may take, by the quota and by what is free.
+    fn limit(&self, space: Space) -> u64 {
+        self.quota.min(space.limit(self.used + self.leaving))
+    }
+
+    /// Takes what must go out of the books, so that chunk files may take `after` bytes of `limit`.
+    fn make_room(&mut self, limit: u64, after: u64) -> Option<Vec<ChunkId>> {
+        if after <= limit && self.exhausted.is_some_and(|used| after < used + EXHAUSTED_BYTES) {
             return Some(Vec::new());
         }
         let candidates = self.chunks.iter().filter_map(|(&id, held)| {
             let last_use = held.own.as_ref()?.last_use;
             let protected = self.leased.contains(id) || self.pinned.contains(id);
-            Some(Candidate { id, size: held.size.into(), last_use, protected })
+            Some(Candidate { id, size: held.size.into(), last_use, copies: held.copies, protected })
         });
-        victims(candidates, need)
+        let evicted = sweep(candidates, limit, after)?;
+        let freed: u64 = evicted.iter().filter_map(|&id| self.take_own(id, None)).sum();
+        self.exhausted = Some(after - freed).filter(|left| Marks::of(limit).high < *left);
+        Some(evicted)
     }
 
     fn add_range(&mut self, entry: ChunkEntry, file: &Arc<UserFile>, offset: u64) {
-        let empty = || Held { size: entry.size, own: None, ranges: Vec::new() };
+        let empty = || Held::new(entry.size);
         let ranges = &mut self.chunks.entry(entry.id).or_insert_with(empty).ranges;
         // Once in each file will do: a chunk of zeros may be in a file thousands of times.
         let known = ranges.iter().any(|range| Arc::ptr_eq(&range.file, file));
@@ -331,7 +419,7 @@ impl Holdings {
     }
 
     fn set_own(&mut self, id: ChunkId, size: u32, last_use: u64) {
-        let held = self.chunks.entry(id).or_insert_with(|| Held { size, own: None, ranges: Vec::new() });
+        let held = self.chunks.entry(id).or_insert_with(|| Held::new(size));
         // Bytes of ours were hashed; the size of a range is only what a manifest says.
         held.size = size;
         held.own = Some(Own { serial: self.clock, last_use, verified: false });

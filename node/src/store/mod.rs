@@ -15,22 +15,24 @@
 //! the user's are checked for changes before and after every read, and copied, never mapped; our own
 //! are mapped, and rely on nobody else writing in the store's folder.
 //!
-//! All disk work runs on the blocking pool: sled and files are synchronous on purpose. A thread of
-//! its own syncs.
+//! All disk work runs on the blocking pool: sled and files are synchronous on purpose. Threads of its
+//! own sync.
 //!
-//! Reading order: `disk` (chunks in and out), `holdings` (what is held, and the quota), `evict`,
-//! `upkeep` (models, pins, clearing up), `open`; then the formats: `files`, `record`, `notes`.
+//! Reading order: `disk` (chunks in and out), `holdings` (what is held, and the quota), [`evict`] and
+//! `space` (when room is made, and what goes), `upkeep` (models, pins, clearing up), `open`; then the
+//! formats: `files`, `record`, `notes`.
 
 mod catalogue;
 mod disk;
 mod error;
-mod evict;
+pub mod evict;
 mod files;
 mod holdings;
 mod index;
 mod notes;
 mod open;
 mod record;
+mod space;
 mod upkeep;
 
 #[cfg(test)]
@@ -97,10 +99,18 @@ pub struct Usage {
     pub used: u64,
     /// Bytes that chunk files may take.
     pub quota: u64,
+    /// Beyond so many, chunks are evicted. Less than the quota allows if the disk has no room for it.
+    pub high: u64,
+    /// Down to so many.
+    pub low: u64,
+    /// Bytes that are free on the disk, if the system tells.
+    pub free: Option<u64>,
     /// Bytes of chunks that are only in files of the user's.
     pub referenced: u64,
     /// Distinct chunks, in whatever place.
     pub chunks: usize,
+    /// Bytes hashed since the store was opened, and for that, to find out whether they are good.
+    pub hashed: u64,
 }
 
 /// What was removed from the disk.
@@ -139,15 +149,16 @@ pub struct Lease {
 }
 
 impl Store {
-    /// Opens the store in its folder, making it if it is not there. Blocks: chunk files that the index
-    /// does not know are hashed.
+    /// Opens the store in its folder, making it if it is not there. Blocks: chunk files that neither the
+    /// index nor a manifest knows are hashed.
     pub fn open(config: &config::Store) -> Result<Self, StoreError> {
         let disk = Arc::new(Disk::open(config)?);
         Ok(Self { disk, working: Arc::new(Semaphore::new(DISK_WORK_MAX)) })
     }
 
-    /// Keeps a copy of `chunk` in a file of its own, evicting others if the quota asks for it. When
-    /// this returns, the chunk survives the end of the process. True if it was in no place before.
+    /// Keeps a copy of `chunk` in a file of its own, evicting others if the quota or the disk asks for
+    /// it (see [`evict`]). When this returns, the chunk survives the end of the process. True if it was
+    /// in no place before.
     pub async fn put(&self, chunk: Chunk) -> Result<bool, StoreError> {
         self.working(move |disk| disk.put(&chunk)).await?
     }
@@ -185,6 +196,11 @@ impl Store {
     /// The manifest of `model`, if it is here. From memory.
     pub fn manifest_of(&self, model: ModelId) -> Option<Arc<Manifest>> {
         self.disk.catalogue().manifests.get(&model).cloned()
+    }
+
+    /// Every manifest that is here. From memory.
+    pub fn manifests(&self) -> Vec<Arc<Manifest>> {
+        self.disk.catalogue().manifests.values().cloned().collect()
     }
 
     /// Every model whose manifest is here, by id.
@@ -245,14 +261,18 @@ impl Store {
         Lease { disk: Arc::clone(&self.disk), ids }
     }
 
-    /// What is held, and may be held.
-    pub fn usage(&self) -> Usage {
-        self.disk.holdings().usage()
+    /// How many other nodes hold each chunk of `model`, in the order of its manifest, as far as is
+    /// known: what many hold is evicted first. Replaces what was said about these chunks before; kept
+    /// in memory, for chunks that are here now. Costs a look at each chunk: say it every few seconds.
+    pub fn note_copies(&self, model: ModelId, copies: &[u8]) {
+        let Some(manifest) = self.manifest_of(model) else { return };
+        let ids = manifest.chunks().iter().map(|chunk| chunk.id);
+        self.disk.holdings().note_copies(ids.zip(copies.iter().copied()));
     }
 
-    /// A count that goes up whenever what is held changes.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.disk.changes.subscribe()
+    /// What is held, and may be held. Asks the system what is free.
+    pub fn usage(&self) -> Usage {
+        self.disk.usage()
     }
 
     fn summary(&self, manifest: &Manifest) -> ModelSummary {
@@ -282,7 +302,7 @@ impl Store {
     /// Does disk work when its turn has come. Work that was begun is finished, also if nobody waits.
     async fn working<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Disk) -> T + Send + 'static,
+        work: impl FnOnce(&Arc<Disk>) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
         let turn = Arc::clone(&self.working).acquire_owned().await.map_err(|_| StoreError::Stopped)?;
         self.blocking(move |disk| {
@@ -294,7 +314,7 @@ impl Store {
 
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Disk) -> T + Send + 'static,
+        work: impl FnOnce(&Arc<Disk>) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
         let disk = Arc::clone(&self.disk);
         spawn_blocking(move || work(&disk)).await.map_err(|_| StoreError::Stopped)
@@ -328,6 +348,10 @@ impl Library for Store {
             let Some(manifest) = self.manifest_of(model) else { return Ok(None) };
             self.working(move |disk| disk.encoded(&manifest)).await.map(Some).map_err(failed)
         })
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.disk.changes.subscribe()
     }
 
     fn have(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bitmap>, SourceError>> {

@@ -1,10 +1,13 @@
 //! Opening: what the files say, beside what the index says.
 //!
-//! A chunk file that the index knows, with the size that it knows, is taken as it is. Any other file
-//! whose name is a chunk's is hashed, and kept if its name is right: so nothing that arrived is lost
-//! with the index, or with a process that was killed before the index was written. The rest goes.
+//! A chunk file that has the size that the index or a manifest gives it is taken as it is: it was
+//! whole when it got its name, and is hashed before it is first read. Any other file whose name is a
+//! chunk's is hashed now, and kept if its name is right. So nothing that arrived is lost with the index,
+//! or with a process that was killed before the index was written, and nothing of a model is hashed
+//! for it. The rest goes.
 
 use std::{
+    collections::HashMap,
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
@@ -56,13 +59,14 @@ pub(super) fn lock(layout: &Layout) -> Result<File, StoreError> {
     Ok(lock)
 }
 
-/// Books the chunk files, and makes the index agree with them.
+/// Books the chunk files, and makes the index agree with them. Returns how many bytes it hashed.
 pub(super) fn chunks(
     layout: &Layout,
     index: &Index,
     mut records: Records,
+    catalogue: &Catalogue,
     holdings: &mut Holdings,
-) -> Result<(), StoreError> {
+) -> Result<u64, StoreError> {
     let mut unknown = Vec::new();
     for (path, name, size) in scan(&layout.chunks())? {
         let Some(id) = name.as_deref().and_then(ChunkId::from_hex).filter(|&id| layout.chunk(id) == path)
@@ -76,8 +80,13 @@ pub(super) fn chunks(
             _ => unknown.push((id, size as u32)),
         }
     }
-    let (whole, damaged): (Vec<_>, Vec<_>) =
-        unknown.into_par_iter().partition(|&(id, size)| is_whole(&layout.chunk(id), id, size));
+    let sizes = if unknown.is_empty() { HashMap::new() } else { catalogue.chunk_sizes() };
+    let (mut whole, doubtful): (Vec<_>, Vec<_>) =
+        unknown.into_iter().partition(|(id, size)| sizes.get(id) == Some(size));
+    let hashed = doubtful.iter().map(|&(_, size)| u64::from(size)).sum();
+    let (found, damaged): (Vec<_>, Vec<_>) =
+        doubtful.into_par_iter().partition(|&(id, size)| is_whole(&layout.chunk(id), id, size));
+    whole.extend(found);
     damaged.iter().for_each(|&(id, _)| remove(&layout.chunk(id), "its bytes are not what its name says"));
     if !whole.is_empty() {
         tracing::info!(chunks = whole.len(), "found chunk files that the index did not know");
@@ -88,7 +97,7 @@ pub(super) fn chunks(
     index.insert(adopted);
     let gone = records.into_keys().filter(|&id| !holdings.contains(id));
     index.remove(gone.collect::<Vec<_>>());
-    Ok(())
+    Ok(hashed)
 }
 
 /// Reads manifests, notes and names. What cannot be read is logged, and does not keep the rest from
@@ -162,22 +171,22 @@ fn is_whole(path: &Path, id: ChunkId, size: u32) -> bool {
     files::map(path, size).is_ok_and(|bytes| ChunkId::of(&bytes) == id)
 }
 
-/// The files in `dir` and the folders in it: path, name if it is Unicode, size.
+/// The files in `dir` and the folders in it: path, name if it is Unicode, size. On all cores: there may
+/// be a hundred thousand.
 fn scan(dir: &Path) -> Result<Vec<(PathBuf, Option<String>, u64)>, StoreError> {
-    let mut found = Vec::new();
-    let mut folders = vec![dir.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let failed = |cause| StoreError::file(&folder, cause);
-        for entry in fs::read_dir(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let (path, metadata) = (entry.path(), entry.metadata().map_err(failed)?);
-            if metadata.is_dir() {
-                folders.push(path);
-            } else {
-                found.push((path, entry.file_name().into_string().ok(), metadata.len()));
-            }
+    let failed = |cause| StoreError::file(dir, cause);
+    let (mut found, mut folders) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let (path, metadata) = (entry.path(), entry.metadata().map_err(failed)?);
+        if metadata.is_dir() {
+            folders.push(path);
+        } else {
+            found.push((path, entry.file_name().into_string().ok(), metadata.len()));
         }
     }
+    let within = folders.par_iter().map(|folder| scan(folder)).collect::<Result<Vec<_>, _>>()?;
+    found.extend(within.into_iter().flatten());
     Ok(found)
 }
 

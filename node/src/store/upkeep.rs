@@ -19,7 +19,7 @@ use super::{
     Freed, Referenced, StoreError, Verified,
     catalogue::is_good_alias,
     disk::Disk,
-    files::Stamp,
+    files::{Layout, Stamp},
     holdings::{Place, UserFile},
     notes::{FileNote, Note, encode_aliases},
     open::file_chunks,
@@ -36,7 +36,7 @@ impl Disk {
         if self.catalogue().manifests.contains_key(&id) {
             return Ok(());
         }
-        self.write(&self.layout.manifest(id), &manifest.encode())?;
+        self.write(&self.layout.manifest(id), &manifest.encode(), Layout::write_synced)?;
         let pinned = self.catalogue().is_pinned(id);
         let manifest = Arc::new(manifest);
         self.catalogue().manifests.insert(id, Arc::clone(&manifest));
@@ -96,7 +96,7 @@ impl Disk {
         let _writing = self.writing();
         let mut aliases = self.catalogue().aliases.clone();
         if aliases.insert(name.to_owned(), model) != Some(model) {
-            self.write(&self.layout.aliases(), &encode_aliases(&aliases))?;
+            self.write(&self.layout.aliases(), &encode_aliases(&aliases), Layout::write_synced)?;
             self.catalogue().aliases = aliases;
         }
         Ok(())
@@ -125,7 +125,7 @@ impl Disk {
         remove_file(&self.layout.note(model))?;
         let mut aliases = self.catalogue().aliases.clone();
         aliases.retain(|_, id| *id != model);
-        self.write(&self.layout.aliases(), &encode_aliases(&aliases))?;
+        self.write(&self.layout.aliases(), &encode_aliases(&aliases), Layout::write_synced)?;
         let (pinned, needed) = {
             let mut catalogue = self.catalogue();
             catalogue.aliases = aliases;
@@ -215,7 +215,7 @@ impl Disk {
             let before = note.files.len();
             note.files.retain(|file| Stamp::at(&file.path).ok() == Some(file.stamp));
             if note.files.len() != before {
-                self.write(&self.layout.note(model), &note.encode())?;
+                self.write(&self.layout.note(model), &note.encode(), Layout::write_synced)?;
                 self.catalogue().notes.insert(model, note);
             }
         }
@@ -232,14 +232,10 @@ impl Disk {
         let mut note = before.clone();
         change(&mut note);
         if note != before {
-            self.write(&self.layout.note(model), &note.encode())?;
+            self.write(&self.layout.note(model), &note.encode(), Layout::write_synced)?;
             self.catalogue().notes.insert(model, note);
         }
         Ok(())
-    }
-
-    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        self.layout.write_synced(path, bytes).map_err(|cause| StoreError::file(path, cause))
     }
 
     fn writing(&self) -> Writing<'_> {

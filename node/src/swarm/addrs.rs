@@ -12,7 +12,7 @@ pub(super) fn tcp(addr: SocketAddr) -> Multiaddr {
     Multiaddr::from(addr.ip()).with(Protocol::Tcp(addr.port()))
 }
 
-/// The IP address that `addr` begins with.
+/// The IP address that `addr` begins with. Of a relayed address that is the relay's.
 pub(super) fn ip(addr: &Multiaddr) -> Option<IpAddr> {
     match addr.iter().next()? {
         Protocol::Ip4(ip) => Some(ip.into()),
@@ -33,6 +33,10 @@ pub(super) fn is_loopback(addr: &Multiaddr) -> bool {
     ip(addr).is_some_and(|ip| ip.to_canonical().is_loopback())
 }
 
+pub(super) fn is_quic(addr: &Multiaddr) -> bool {
+    addr.iter().any(|part| matches!(part, Protocol::Quic | Protocol::QuicV1))
+}
+
 /// The node that `addr` ends in.
 pub(super) fn node(addr: &Multiaddr) -> Option<PeerId> {
     match addr.iter().last()? {
@@ -46,4 +50,9 @@ pub(super) fn complete(addrs: &[Multiaddr], peer: PeerId) -> Vec<String> {
     let mut addrs: Vec<_> = addrs.iter().collect();
     addrs.sort_by_key(|addr| (is_loopback(addr), addr.iter().any(|part| matches!(part, Protocol::Tcp(_)))));
     addrs.into_iter().map(|addr| addr.clone().with(Protocol::P2p(peer)).to_string()).collect()
+}
+
+/// Whether `addr` leads through a relay.
+pub(super) fn is_relayed(addr: &Multiaddr) -> bool {
+    addr.iter().any(|part| part == Protocol::P2pCircuit)
 }

@@ -11,18 +11,21 @@ use libp2p::{
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
 };
 
-use super::{contact, records::Records};
+use super::{
+    access, contact,
+    reach::{Reach, Sifted},
+    records::Records,
+};
+use crate::members::Access;
 
 /// Our own DHT: we share no records with other libp2p networks.
 pub(super) const KAD: StreamProtocol = StreamProtocol::new("/surf/kad/1");
 
 const IDENTIFY: &str = "/surf/id/1";
 
-/// How long others keep what we announce. A node that dies is named this long at most.
-const RECORD_LIFE: Duration = Duration::from_secs(30 * 60);
-
-/// How long after it went out a key goes out again: twice within its life, should one get lost.
-pub(super) const ANNOUNCE_AGAIN: Duration = Duration::from_secs(12 * 60);
+/// Nodes that are told of a key, and that a look-up for it asks at least. Kademlia's own twenty would cost more than
+/// twice the messages; of eight, half may be gone before a key goes out again.
+const REPLICAS: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
 
 /// How long a question to the DHT may take, and one peer's answer to it.
 const QUERY_TIME_MAX: Duration = Duration::from_secs(10);
@@ -32,23 +35,26 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
 /// their timeouts, and the living should not wait for those.
 const QUERY_PARALLEL: NonZeroUsize = NonZeroUsize::new(6).expect("not zero");
 
-/// Connections. Each costs some 100 KB.
-const LIMITS: [u32; 5] = [128, 128, 512, 1024, 4];
+/// Connections. Each costs some 100 KB. To one peer there may be one through a relay, those that DCUtR
+/// makes instead, and those by which AutoNAT tests.
+const LIMITS: [u32; 5] = [128, 128, 512, 1024, 8];
 
 /// Kademlia says who has what, identify tells it where peers listen, ping whether they live, mDNS who
-/// is near, contact where chunks are.
+/// is near, contact where chunks are; reach is about NAT.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
+    access: access::Behaviour,
     limits: connection_limits::Behaviour,
-    pub(super) kad: kad::Behaviour<Records>,
-    pub(super) identify: identify::Behaviour,
+    pub(super) kad: Sifted<kad::Behaviour<Records>>,
+    pub(super) identify: Sifted<identify::Behaviour>,
     pub(super) ping: ping::Behaviour,
     pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
-    pub(super) contact: contact::Behaviour,
+    pub(super) contact: Sifted<contact::Behaviour>,
+    pub(super) reach: Reach,
 }
 
 impl Behaviour {
-    pub(super) fn new(keypair: &Keypair, mdns: bool) -> Self {
+    pub(super) fn new(keypair: &Keypair, mdns: bool, access: Access, reach: Reach) -> Self {
         let me = keypair.public().to_peer_id();
         let identify = identify::Config::new(IDENTIFY.to_owned(), keypair.public())
             .with_agent_version(concat!("surf-node/", env!("CARGO_PKG_VERSION")).to_owned())
@@ -61,12 +67,14 @@ impl Behaviour {
             .with_max_established(all)
             .with_max_established_per_peer(per_peer);
         Self {
+            access: access::Behaviour::new(access),
             limits: connection_limits::Behaviour::new(limits),
-            kad: kad(me),
-            identify: identify::Behaviour::new(identify),
+            kad: Sifted::new(kad(me)),
+            identify: Sifted::new(identify::Behaviour::new(identify)),
             ping: ping::Behaviour::default(),
             mdns: mdns.then(|| multicast(me)).flatten().into(),
-            contact: contact::behaviour(),
+            contact: Sifted::new(contact::behaviour()),
+            reach,
         }
     }
 }
@@ -76,10 +84,15 @@ fn kad(me: PeerId) -> kad::Behaviour<Records> {
     config.set_query_timeout(QUERY_TIME_MAX);
     config.set_substreams_timeout(ANSWER_TIME_MAX);
     config.set_parallelism(QUERY_PARALLEL);
-    config.set_provider_record_ttl(Some(RECORD_LIFE));
+    config.set_replication_factor(REPLICAS);
+    // `records` says how long what is kept.
+    config.set_provider_record_ttl(None);
     // `announcements` repeats them, at a bounded rate; libp2p would do it all at once.
     config.set_provider_publication_interval(None);
-    // There are no other records.
+    // What others put is looked at first: see `records`.
+    config.set_record_filtering(kad::StoreInserts::FilterBoth);
+    // Names say themselves how long they are good, and their publishers put them again.
+    config.set_record_ttl(None);
     config.set_replication_interval(None);
     config.set_publication_interval(None);
     config.set_caching(kad::Caching::Disabled);

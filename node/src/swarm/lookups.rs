@@ -1,8 +1,9 @@
 //! Questions put to the DHT and not yet answered.
 //!
 //! Kademlia answers in instalments, and with names of peers rather than with their addresses. A
-//! look-up collects the names, waits until it is known where those peers' data planes are, and
-//! answers once; whoever asks the same meanwhile gets the same answer. No I/O, time is an argument.
+//! look-up collects the names and finds out where those peers' data planes are. It answers once: when
+//! all is known; or enough is; or a moment after the first is known, because whoever asks has somebody to
+//! begin with, and asks again. Whoever asks the same meanwhile gets the same answer. No I/O, time is an argument.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -17,14 +18,21 @@ use crate::fetch::{Key, Peer};
 /// Queries that run at once. Each talks to some twenty peers.
 const RUNNING_MAX: usize = 64;
 
-/// How long an answer is good. A peer that has gone ends it sooner.
-const FRESH: Duration = Duration::from_secs(10);
+/// How long an answer is good: those who start together announce themselves within moments, and want to know of
+/// each other at once.
+const FRESH: Duration = Duration::from_millis(400);
 
 /// Answers that are kept.
 const ANSWERS_MAX: usize = 4096;
 
-/// When to stop waiting for the last instalment: with somebody to ask, and in any case.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// Peers that are enough: nobody waits for more.
+const ENOUGH: usize = 16;
+
+/// How long to wait for more once one is known: somebody who has gone should hold up nobody, and those who are
+/// there answer within this.
+const GRACE: Duration = Duration::from_millis(150);
+
+/// How long to wait for the first.
 const PATIENCE_MAX: Duration = Duration::from_secs(5);
 
 /// What is known of where a peer can be asked.
@@ -52,6 +60,8 @@ struct Lookup {
     found: BTreeSet<PeerId>,
     /// When the query began.
     begun: Option<Instant>,
+    /// When the first peer was known that can be asked.
+    known: Option<Instant>,
     ended: bool,
     /// Whether this is an answer of an earlier look-up.
     cached: bool,
@@ -64,14 +74,20 @@ impl Lookups {
             lookup.askers.push(reply);
             if lookup.begun.is_some_and(|begun| begun + PATIENCE_MAX <= now) {
                 // This one hangs on somebody who does not answer; what it had to say has been said.
-                (lookup.begun, lookup.ended) = (None, false);
+                (lookup.begun, lookup.known, lookup.ended) = (None, None, false);
                 self.running.retain(|_, running| *running != key);
                 self.waiting.push_back(key);
             }
             return;
         }
-        let mut lookup =
-            Lookup { askers: vec![reply], found: BTreeSet::new(), begun: None, ended: false, cached: false };
+        let mut lookup = Lookup {
+            askers: vec![reply],
+            found: BTreeSet::new(),
+            begun: None,
+            known: None,
+            ended: false,
+            cached: false,
+        };
         match self.answers.get(&key) {
             Some((at, peers)) if now < *at + FRESH => {
                 lookup.found.extend(peers);
@@ -143,8 +159,11 @@ impl Lookups {
                 if lookup.ended && !lookup.cached && !known.is_empty() {
                     remember(answers, *key, now, &lookup.found);
                 }
-                let patience = if known.is_empty() { PATIENCE_MAX } else { PATIENCE };
-                if !coming || begun + patience <= now {
+                if !known.is_empty() {
+                    lookup.known.get_or_insert(now);
+                }
+                let enough = !coming || ENOUGH <= known.len();
+                if enough || lookup.deadline(begun) <= now {
                     for asker in lookup.askers.drain(..) {
                         // The asker may have given up; that is its right.
                         let _ = asker.send(known.clone());
@@ -158,15 +177,21 @@ impl Lookups {
     /// When [`Lookups::settle`] has something to do even if nothing happens.
     pub(super) fn wake(&self, now: Instant) -> Option<Instant> {
         let asked = self.open.values().filter(|lookup| !lookup.askers.is_empty());
-        let next = asked
-            .filter_map(|lookup| lookup.begun)
-            .flat_map(|begun| [begun + PATIENCE, begun + PATIENCE_MAX]);
+        let next = asked.filter_map(|lookup| Some(lookup.deadline(lookup.begun?)));
         next.filter(|at| now < *at).min()
     }
 
     /// Whether anything is open: if not, there is nothing to settle.
     pub(super) fn is_idle(&self) -> bool {
         self.open.is_empty()
+    }
+}
+
+impl Lookup {
+    /// When this look-up, begun at `begun`, is answered with what is known.
+    fn deadline(&self, begun: Instant) -> Instant {
+        let end = begun + PATIENCE_MAX;
+        self.known.map_or(end, |known| end.min(known + GRACE))
     }
 }
 
@@ -260,13 +285,17 @@ mod tests {
         let whereabouts = |id: &PeerId| {
             if *id == known { Whereabouts::Known(peer(1)) } else { Whereabouts::Coming }
         };
-        lookups.settle(now + PATIENCE - Duration::from_millis(1), whereabouts);
+        assert_eq!(lookups.wake(now), Some(now + PATIENCE_MAX));
+        let first = now + Duration::from_millis(200);
+        lookups.settle(first, whereabouts);
+        assert!(some.try_recv().is_err(), "more may come");
+        assert_eq!(lookups.wake(first), Some(first + GRACE));
+        lookups.settle(first + GRACE - Duration::from_millis(1), whereabouts);
         assert!(some.try_recv().is_err());
-        assert_eq!(lookups.wake(now), Some(now + PATIENCE));
-        lookups.settle(now + PATIENCE, whereabouts);
+        lookups.settle(first + GRACE, whereabouts);
         assert_eq!(some.try_recv().unwrap(), [peer(1)]);
         assert!(none.try_recv().is_err());
-        assert_eq!(lookups.wake(now + PATIENCE), Some(now + PATIENCE_MAX));
+        assert_eq!(lookups.wake(first + GRACE), Some(now + PATIENCE_MAX));
         lookups.settle(now + PATIENCE_MAX, whereabouts);
         assert_eq!(none.try_recv().unwrap(), []);
         ids.iter().for_each(|id| lookups.ended(*id));
@@ -295,8 +324,24 @@ mod tests {
         lookups.ended(ids[0]);
         assert_eq!(lookups.found(ids[1], [dead, alive]), [alive]);
         lookups.ended(ids[1]);
-        lookups.settle(later + PATIENCE, whereabouts);
+        lookups.settle(later, whereabouts);
+        lookups.settle(later + GRACE, whereabouts);
         assert_eq!(second.try_recv().unwrap(), [peer(1)]);
+    }
+
+    #[test]
+    fn enough_is_enough() {
+        let (now, ids) = (Instant::now(), query_ids(1));
+        let mut lookups = Lookups::default();
+        let mut answer = asked(&mut lookups, key(1), now);
+        lookups.next().unwrap();
+        lookups.begun(key(1), ids[0], now);
+        lookups.found(ids[0], (1..ENOUGH).map(|_| PeerId::random()));
+        lookups.settle(now, |_| Whereabouts::Known(peer(1)));
+        assert!(answer.try_recv().is_err());
+        lookups.found(ids[0], [PeerId::random()]);
+        lookups.settle(now, |_| Whereabouts::Known(peer(1)));
+        assert_eq!(answer.try_recv().unwrap().len(), ENOUGH, "though the query goes on");
     }
 
     #[test]

@@ -5,14 +5,18 @@
 //! It waits for nobody and decides nothing: ranking, retrying and fetching are
 //! [`fetch`](crate::fetch)'s, which knows this module as a [`Directory`].
 
+mod access;
 mod addrs;
-mod announcements;
+pub mod announcements;
 mod behaviour;
 mod book;
 mod bootstrap;
 mod contact;
 mod listen;
 mod lookups;
+mod meter;
+pub(crate) mod names;
+mod reach;
 mod records;
 mod task;
 
@@ -22,7 +26,7 @@ mod tests;
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -30,17 +34,22 @@ use std::{
 
 use futures::future::BoxFuture;
 use libp2p::Multiaddr;
-use surf_protocol::{ModelId, NodeId};
+use surf_protocol::{FullName, ModelId, NodeId, SignedName};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     time::Instant,
 };
 
+pub use self::meter::Load;
+use self::meter::Meter;
 use crate::{
     config,
-    fetch::{Directory, DirectoryError, Key, Peer},
+    fetch::{Directory, DirectoryError, Incoming, Key, Peer, Route},
     identity::Identity,
+    members::Members,
 };
+
+pub use reach::{Outlook, Reachable};
 
 /// Commands waiting for the swarm task. Beyond this, callers wait.
 const COMMANDS_MAX: usize = 256;
@@ -48,9 +57,10 @@ const COMMANDS_MAX: usize = 256;
 /// Look-ups of one node that are asked at once. Beyond this, callers wait.
 const LOOKUPS_MAX: usize = 1024;
 
-/// Keys that a node announces at once. Every one is a record at up to twenty other nodes, renewed
-/// several times an hour.
-const KEYS_MAX: usize = 16_384;
+/// Keys that a node announces at once: of models, and others. What they may cost is bounded in `announcements`, which
+/// makes them far fewer in all but the smallest swarms; these bound memory.
+const MODELS_MAX: usize = 1024;
+const KEYS_MAX: usize = 1024;
 
 /// A way to talk to the swarm task. Cloning it is cheap; the task ends when the last one is dropped.
 #[derive(Clone, Debug)]
@@ -58,12 +68,14 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     lookups: Arc<Semaphore>,
     connected: Arc<AtomicUsize>,
+    meter: Arc<Meter>,
+    incoming: Arc<Mutex<Option<mpsc::Receiver<Incoming>>>>,
 }
 
 /// Where the node listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listening {
-    /// Multiaddresses, each ending in `/p2p/…`, QUIC before TCP. Others can join through any of them.
+    /// Multiaddresses, each ending in `/p2p/…`, QUIC before TCP; in a private swarm, TCP only. Others can join through any of them.
     pub addrs: Vec<String>,
 }
 
@@ -76,6 +88,8 @@ pub struct PeerInfo {
     pub addrs: Vec<String>,
     /// Where its data plane listens; empty until it has told.
     pub data_addrs: Vec<SocketAddr>,
+    /// By which way the best of them goes.
+    pub route: Route,
     /// The round trip, once it was measured.
     pub rtt: Option<Duration>,
     /// Since when it has been connected.
@@ -151,6 +165,10 @@ enum Command {
     Providers { key: Key, reply: oneshot::Sender<Vec<Peer>> },
     Peers { reply: oneshot::Sender<Vec<PeerInfo>> },
     Dial { addr: Multiaddr, reply: oneshot::Sender<Result<(), String>> },
+    PutName { name: SignedName, reply: oneshot::Sender<bool> },
+    Name { key: [u8; 32], reply: oneshot::Sender<Vec<Vec<u8>>> },
+    Reachable { reply: oneshot::Sender<Reachable> },
+    Open { peer: NodeId, bulk: bool, reply: oneshot::Sender<Result<reach::Opened, reach::Unopened>> },
 }
 
 /// Starts the swarm task. Returns when the node listens; joining goes on behind. `data` is where this
@@ -158,21 +176,29 @@ enum Command {
 pub async fn start(
     identity: &Identity,
     config: &config::Swarm,
+    members: &Members,
     data: SocketAddr,
 ) -> Result<(Handle, Listening), ListenError> {
-    let nodes = bootstrap::parse(&config.bootstrap)?;
-    let mut swarm = listen::build(identity, config.mdns).map_err(ListenError::Setup)?;
-    let bound = listen::listen(&mut swarm, config.listen).await?;
+    let is_private = members.key.is_some();
+    let nodes = bootstrap::parse(&config.bootstrap, is_private)?;
+    let (sender, incoming) = reach::incoming();
+    let mut swarm = listen::build(identity, config, members, sender).map_err(ListenError::Setup)?;
+    let bound = listen::listen(&mut swarm, config.listen, is_private).await?;
     let listening = Listening { addrs: addrs::complete(&bound.addrs, *swarm.local_peer_id()) };
     let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
-    let connected = Arc::default();
-    let mut task = task::Task::new(swarm, receiver, Arc::clone(&connected), nodes, identity, data);
+    let (connected, meter) = (Arc::default(), Arc::default());
+    let counts = (Arc::clone(&connected), Arc::clone(&meter));
+    let ours = contact::Ours::new(identity.clone(), data);
+    let reach = reach::State::new(config.relay);
+    let mut task = task::Task::new(swarm, receiver, counts, nodes, ours, reach, is_private);
     for addr in &bound.addrs {
         task.listens_on(addr);
     }
     bound.early.into_iter().for_each(|event| task.on_event(event));
     tokio::spawn(task.run());
-    let handle = Handle { commands, lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)), connected };
+    let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
+    let incoming = Arc::new(Mutex::new(Some(incoming)));
+    let handle = Handle { commands, lookups, connected, meter, incoming };
     Ok((handle, listening))
 }
 
@@ -182,9 +208,25 @@ impl Handle {
         self.ask(|reply| Command::Peers { reply }).await.unwrap_or_default()
     }
 
+    /// How others reach this node. `None` when it is shutting down.
+    pub async fn reachable(&self) -> Option<Reachable> {
+        self.ask(|reply| Command::Reachable { reply }).await.ok()
+    }
+
     /// How many peers we are connected to.
     pub fn connected(&self) -> usize {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// What the DHT has cost this node so far.
+    pub fn load(&self) -> Load {
+        self.meter.read()
+    }
+
+    /// The streams by which peers ask for chunks that cannot dial our data plane. Once: later calls get
+    /// `None`.
+    pub fn incoming(&self) -> Option<mpsc::Receiver<Incoming>> {
+        self.incoming.lock().expect("no panics while held").take()
     }
 
     /// Begins to connect to the node at `multiaddr`, which ends in `/p2p/…`.
@@ -194,11 +236,31 @@ impl Handle {
         dialled.map_err(|cause| JoinError::Refused { addr: multiaddr.to_owned(), cause })
     }
 
+    /// Puts one of this node's own names into the DHT. True if another node keeps it now.
+    pub async fn put_name(&self, name: SignedName) -> Result<bool, DirectoryError> {
+        self.ask(|reply| Command::PutName { name, reply }).await
+    }
+
+    /// What nodes of the DHT, and this one, keep under the key of `name`: claims, a bounded number of them,
+    /// which the asker has to verify.
+    pub async fn name(&self, name: &FullName) -> Result<Vec<Vec<u8>>, DirectoryError> {
+        let _one = self.lookups.acquire().await.expect("never closed");
+        let key = name.key();
+        self.ask(|reply| Command::Name { key, reply }).await
+    }
+
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, DirectoryError> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| DirectoryError::Stopped)?;
         answer.await.map_err(|_| DirectoryError::Stopped)
     }
+}
+
+/// Seconds since 1970: names are good until a date.
+#[expect(clippy::disallowed_methods, reason = "dates in records of others are by the wall clock")]
+pub(crate) fn clock_unix() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_secs())
 }
 
 impl Directory for Handle {

@@ -4,9 +4,15 @@
 //! somebody asks for them, so that in time it is full of dead records and takes no live ones. This one
 //! sweeps, bounds what one peer may fill, keeps a provider's addresses once instead of with each of
 //! its keys, and never refuses what this node itself provides: that is bounded in `announcements`.
-//! It holds no values: we speak of providers only.
+//! The only values it holds are signed names (`names`). What strangers send is offered to it by the task, with
+//! the time; libp2p itself can put nothing into it that was not offered before.
 
-use std::{borrow::Cow, collections::HashMap, iter, time::Instant};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    iter,
+    time::{Duration, Instant},
+};
 
 use libp2p::{
     Multiaddr, PeerId,
@@ -16,19 +22,35 @@ use libp2p::{
     },
 };
 
+use super::names::Names;
+
 /// Records of others that are kept: some 30 MB.
 const RECORDS_MAX: usize = 1 << 17;
 
 /// Records of one provider. As many as an honest node announces.
-const RECORDS_PER_PROVIDER: usize = super::KEYS_MAX;
+const RECORDS_PER_PROVIDER: usize = super::KEYS_MAX + super::MODELS_MAX;
+
+/// What keys begin with, by what they are of.
+pub(super) const MODEL: u8 = b'm';
+pub(super) const GROUP: u8 = b'g';
+pub(super) const CHUNK: u8 = b'c';
+
+/// How long a record lives that nobody renews: a node that dies is named this long at most. Those of
+/// models are renewed every 25 to 50 minutes, the others, of which there are many, every nine hours.
+pub(super) const MODEL_LIFE: Duration = Duration::from_secs(60 * 60);
+pub(super) const OTHER_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// Bytes in a key: what it is of, and a hash.
+const KEY_SIZE: usize = 33;
 
 /// Addresses that are kept of a provider.
 const ADDRS_MAX: usize = 16;
 
-/// Provider records.
+/// Provider records, and names.
 #[derive(Debug)]
 pub(super) struct Records {
     me: PeerId,
+    pub(super) names: Names,
     keys: HashMap<RecordKey, Vec<Held>>,
     providers: HashMap<PeerId, Provider>,
     /// Records of others.
@@ -49,12 +71,34 @@ struct Provider {
 
 impl Records {
     pub(super) fn new(me: PeerId) -> Self {
-        Self { me, keys: HashMap::new(), providers: HashMap::new(), count: 0 }
+        Self { me, names: Names::default(), keys: HashMap::new(), providers: HashMap::new(), count: 0 }
     }
 
     /// The addresses that `provider` has given with its records.
     pub(super) fn addrs(&self, provider: &PeerId) -> Vec<Multiaddr> {
         self.providers.get(provider).map_or_else(Vec::new, |provider| provider.addrs.clone())
+    }
+
+    /// Keeps what somebody says at `now`, for as long as its kind is kept. If too many say that they have the same,
+    /// the one that said so longest ago makes room: it may be gone.
+    pub(super) fn offer(&mut self, mut record: ProviderRecord, now: Instant) -> Result<()> {
+        let key = record.key.as_ref();
+        let life = match key.first() {
+            Some(&MODEL) if key.len() == KEY_SIZE => MODEL_LIFE,
+            Some(&(GROUP | CHUNK)) if key.len() == KEY_SIZE => OTHER_LIFE,
+            _ => return Err(Error::ValueTooLarge),
+        };
+        record.expires = Some(now + life);
+        if let Some(held) = self.keys.get(&record.key)
+            && K_VALUE.get() <= held.len()
+            && held.iter().all(|held| held.provider != record.provider)
+        {
+            let others = held.iter().filter(|held| held.provider != self.me);
+            if let Some(oldest) = others.min_by_key(|held| held.expires).map(|held| held.provider) {
+                self.remove_provider(&record.key, &oldest);
+            }
+        }
+        self.add_provider(record)
     }
 
     /// Forgets what has expired at `now`.
@@ -87,16 +131,23 @@ impl RecordStore for Records {
     type RecordsIter<'a> = iter::Empty<Cow<'a, Record>>;
     type ProvidedIter<'a> = iter::Empty<Cow<'a, ProviderRecord>>;
 
-    fn get(&self, _: &RecordKey) -> Option<Cow<'_, Record>> {
-        None
+    fn get(&self, key: &RecordKey) -> Option<Cow<'_, Record>> {
+        let name = self.names.get(key)?;
+        Some(Cow::Owned(Record::new(key.clone(), name.encode())))
     }
 
-    fn put(&mut self, _: Record) -> Result<()> {
-        Err(Error::MaxRecords)
+    /// libp2p says here what this node itself puts: it was offered to `names` before.
+    fn put(&mut self, record: Record) -> Result<()> {
+        match self.names.get(&record.key) {
+            Some(here) if here.encode() == record.value => Ok(()),
+            _ => Err(Error::MaxRecords),
+        }
     }
 
+    /// Nothing: names go when they expire.
     fn remove(&mut self, _: &RecordKey) {}
 
+    /// Nothing: libp2p would put all of it again in one go. Publishers do that, each its own.
     fn records(&self) -> Self::RecordsIter<'_> {
         iter::empty()
     }
@@ -167,7 +218,7 @@ mod tests {
     use super::*;
 
     fn record(key: u32, provider: PeerId, expires: Option<Instant>) -> ProviderRecord {
-        let key = RecordKey::new(&key.to_le_bytes());
+        let key = RecordKey::from([&[GROUP; 29], &key.to_le_bytes()[..]].concat());
         let addresses = vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()];
         ProviderRecord { key, provider, expires, addresses }
     }
@@ -186,6 +237,45 @@ mod tests {
         records.add_provider(record(more, me, None)).unwrap();
         assert_eq!(records.providers(&record(more, me, None).key).len(), 2);
         assert_eq!(records.addrs(&greedy).len(), 1);
+    }
+
+    #[test]
+    fn the_freshest_are_named_and_each_kind_lives_as_long_as_it_should() {
+        let now = tokio::time::Instant::now().into_std();
+        let mut records = Records::new(PeerId::random());
+        let peers: Vec<_> = (0..=K_VALUE.get()).map(|_| PeerId::random()).collect();
+        for (at, peer) in peers.iter().enumerate() {
+            records.offer(record(1, *peer, None), now + Duration::from_secs(at as u64)).unwrap();
+        }
+        let key = record(1, peers[0], None).key;
+        let named: Vec<_> = records.providers(&key).into_iter().map(|record| record.provider).collect();
+        assert_eq!(named, peers[1..], "the one that said so longest ago makes room");
+        assert_eq!(records.count, K_VALUE.get());
+
+        let mut of_model = record(1, peers[0], None);
+        of_model.key = RecordKey::from([&[MODEL][..], &[7; 32]].concat());
+        records.offer(of_model.clone(), now).unwrap();
+        records.sweep(now + MODEL_LIFE);
+        assert!(records.providers(&of_model.key).is_empty() && !records.providers(&key).is_empty());
+        records.sweep(now + OTHER_LIFE + Duration::from_secs(60));
+        assert_eq!((records.count, records.providers.len(), records.keys.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn keys_of_other_shapes_are_refused() {
+        let now = tokio::time::Instant::now().into_std();
+        let mut records = Records::new(PeerId::random());
+        for key in [&b""[..], b"m", &[7; 33], &[MODEL; 34], &[b'n'; 33]] {
+            let record = ProviderRecord { key: RecordKey::new(&key), ..record(1, PeerId::random(), None) };
+            assert!(records.offer(record, now).is_err());
+        }
+    }
+
+    #[test]
+    fn libp2p_can_put_nothing_that_was_not_offered() {
+        let mut records = Records::new(PeerId::random());
+        assert!(records.put(Record::new(RecordKey::new(b"x"), b"anything".to_vec())).is_err());
+        assert!(records.get(&RecordKey::new(b"x")).is_none());
     }
 
     #[test]

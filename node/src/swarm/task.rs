@@ -8,7 +8,6 @@ mod events;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,38 +18,39 @@ use std::{
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
-    kad::{QueryId, RecordKey},
+    kad::{QueryId, Quorum, Record, RecordKey},
     swarm::{
         DialError,
         dial_opts::{DialOpts, PeerCondition},
     },
 };
-use surf_protocol::{NodeId, SignedContact};
+use surf_protocol::{NodeId, SignedContact, SignedName};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{Instant, sleep_until},
 };
 use tracing::debug;
 
 use super::{
-    Command, KEYS_MAX, PeerInfo, addrs,
-    announcements::{Announcements, Bounds, Step},
-    behaviour::{ANNOUNCE_AGAIN, Behaviour},
+    Command, PeerInfo, addrs,
+    announcements::{Announcements, BOUNDS, Step},
+    behaviour::Behaviour,
     book::Book,
     bootstrap::{Nodes, Retry},
+    clock_unix,
     contact::Ours,
     lookups::{Lookups, Whereabouts},
+    meter::Meter,
+    names, reach, records,
 };
 use crate::{
-    fetch::Key,
-    identity::{Identity, node_id},
+    fetch::{Key, Route},
+    identity::node_id,
 };
 
-/// What is announced at most. See [`Bounds`].
-const BOUNDS: Bounds = Bounds { keys: KEYS_MAX, per_second: 50, burst: 200, again: ANNOUNCE_AGAIN };
-
-/// Keys that are on their way out at once: dead neighbours make each take seconds.
-const ANNOUNCING_MAX: usize = 64;
+/// Keys that are on their way out at once: dead neighbours make each take seconds, and a burst should not
+/// flood the living.
+const ANNOUNCING_MAX: usize = 16;
 
 /// How often expired records of others are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -58,13 +58,17 @@ const SWEEP: Duration = Duration::from_secs(60);
 /// The longest the task sleeps.
 const NAP_MAX: Duration = Duration::from_secs(60);
 
+/// Who asks for a name, and the records that were answered so far.
+type Naming = (oneshot::Sender<Vec<Vec<u8>>>, Vec<Vec<u8>>);
+
 pub(super) struct Task {
-    swarm: Swarm<Behaviour>,
+    pub(super) swarm: Swarm<Behaviour>,
     commands: mpsc::Receiver<Command>,
     connected: Arc<AtomicUsize>,
+    pub(super) meter: Arc<Meter>,
     bootstrap: Nodes,
     retry: Retry,
-    ours: Ours,
+    pub(super) ours: Ours,
     peers: BTreeMap<PeerId, Met>,
     /// Connected peers that take part in the DHT.
     neighbours: HashSet<PeerId>,
@@ -74,9 +78,15 @@ pub(super) struct Task {
     meeting: HashSet<PeerId>,
     /// Queries for the addresses of providers.
     locating: HashMap<QueryId, PeerId>,
-    announcements: Announcements,
+    pub(super) announcements: Announcements,
     announcing: HashSet<QueryId>,
+    /// Names on their way out, and questions for names with what was answered so far.
+    putting: HashMap<QueryId, oneshot::Sender<bool>>,
+    naming: HashMap<QueryId, Naming>,
     swept: Instant,
+    /// Whether there is a swarm key.
+    is_private: bool,
+    pub(super) reach: reach::State,
 }
 
 /// A connected peer.
@@ -90,10 +100,11 @@ impl Task {
     pub(super) fn new(
         swarm: Swarm<Behaviour>,
         commands: mpsc::Receiver<Command>,
-        connected: Arc<AtomicUsize>,
+        (connected, meter): (Arc<AtomicUsize>, Arc<Meter>),
         mut bootstrap: Nodes,
-        identity: &Identity,
-        data: SocketAddr,
+        ours: Ours,
+        reach: reach::State,
+        is_private: bool,
     ) -> Self {
         let now = Instant::now();
         // One list for all nodes of a swarm is convenient; nobody dials itself.
@@ -102,9 +113,10 @@ impl Task {
             swarm,
             commands,
             connected,
+            meter,
             bootstrap,
             retry: Retry::new(now),
-            ours: Ours::new(identity.clone(), data),
+            ours,
             peers: BTreeMap::new(),
             neighbours: HashSet::new(),
             book: Book::default(),
@@ -113,7 +125,11 @@ impl Task {
             locating: HashMap::new(),
             announcements: Announcements::new(BOUNDS, now),
             announcing: HashSet::new(),
+            putting: HashMap::new(),
+            naming: HashMap::new(),
             swept: now,
+            is_private,
+            reach,
         }
     }
 
@@ -174,9 +190,12 @@ impl Task {
         {
             self.announce(step);
         }
+        self.reach_out(now);
         if self.swept + SWEEP <= now {
             self.swept = now;
-            self.swarm.behaviour_mut().kad.store_mut().sweep(now.into_std());
+            let records = self.swarm.behaviour_mut().kad.store_mut();
+            records.sweep(now.into_std());
+            records.names.sweep(clock_unix());
         }
     }
 
@@ -201,6 +220,28 @@ impl Task {
                 let dialled = self.swarm.dial(addr).map_err(|error| error.to_string());
                 drop(reply.send(dialled));
             }
+            Command::Reachable { reply } => drop(reply.send(self.reachable())),
+            Command::Open { peer, bulk, reply } => self.open(peer, bulk, reply),
+            Command::PutName { name, reply } => self.put_name(&name, reply),
+            Command::Name { key, reply } => {
+                let query = self.swarm.behaviour_mut().kad.get_record(names::record_key(&key));
+                self.naming.insert(query, (reply, Vec::new()));
+            }
+        }
+    }
+
+    fn put_name(&mut self, name: &SignedName, reply: oneshot::Sender<bool>) {
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        let (key, value) = (names::record_key(&name.full().key()), name.encode());
+        if let Err(error) = kad.store_mut().names.offer(&key, &value, clock_unix()) {
+            debug!(name = %name.full(), %error, "not kept here");
+        }
+        match kad.put_record(Record::new(key, value), Quorum::All) {
+            Ok(query) => drop(self.putting.insert(query, reply)),
+            Err(error) => {
+                debug!(name = %name.full(), %error, "not put");
+                let _ = reply.send(false);
+            }
         }
     }
 
@@ -210,7 +251,10 @@ impl Task {
             Step::Withdraw(key) => kad.stop_providing(&record_key(&key)),
             Step::Announce(key) => match kad.start_providing(record_key(&key)) {
                 Ok(query) => drop(self.announcing.insert(query)),
-                Err(error) => debug!(?error, ?key, "not announced"),
+                Err(error) => {
+                    debug!(?error, ?key, "not announced");
+                    self.announcements.charge(0);
+                }
             },
         }
     }
@@ -218,6 +262,7 @@ impl Task {
     /// Dials `peer` at `addrs` and wherever Kademlia knows it to be. It is no error if it is being
     /// dialled already.
     fn dial(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) -> Result<(), DialError> {
+        let addrs = self.swarm.behaviour().kad.sift(peer, addrs);
         let opts = DialOpts::peer_id(peer)
             .condition(PeerCondition::DisconnectedAndNotDialing)
             .addresses(addrs)
@@ -240,24 +285,32 @@ impl Task {
         if self.peers.contains_key(&peer) {
             return; // Its contact was asked for when it was connected.
         }
+        if let Err(error) = self.find(peer) {
+            debug!(%peer, %error, "provider not dialled");
+            self.meeting.remove(&peer);
+        }
+    }
+
+    /// Dials `peer` wherever it is known to be, else asks the DHT where that is.
+    pub(super) fn find(&mut self, peer: PeerId) -> Result<(), DialError> {
         let addrs = self.swarm.behaviour_mut().kad.store_mut().addrs(&peer);
         match self.dial(peer, addrs) {
-            Ok(()) => {}
             Err(DialError::NoAddresses) => {
-                let query = self.swarm.behaviour_mut().kad.get_closest_peers(peer);
-                self.locating.insert(query, peer);
+                if !self.locating.values().any(|wanted| *wanted == peer) {
+                    let query = self.swarm.behaviour_mut().kad.get_closest_peers(peer);
+                    self.locating.insert(query, peer);
+                }
+                Ok(())
             }
-            Err(error) => {
-                debug!(%peer, %error, "provider not dialled");
-                self.meeting.remove(&peer);
-            }
+            dialled => dialled,
         }
     }
 
     /// Keeps the contact record `bytes`, if it is the one of `peer`, which sent it.
     fn keep_contact(&mut self, peer: PeerId, bytes: &[u8]) {
         self.meeting.remove(&peer);
-        let seen_at = self.peers.get(&peer).and_then(|met| addrs::ip(met.addrs.first()?));
+        let direct = |met: &Met| met.addrs.iter().find(|addr| !addrs::is_relayed(addr)).and_then(addrs::ip);
+        let seen_at = self.peers.get(&peer).and_then(direct);
         match SignedContact::decode(bytes) {
             Ok(signed) if Some(signed.contact().node) == node_id(peer) => {
                 self.book.met(peer, signed.contact(), seen_at);
@@ -272,7 +325,7 @@ impl Task {
         self.swarm.behaviour_mut().contact.send_request(peer, record);
     }
 
-    fn tell_everyone(&mut self) {
+    pub(super) fn tell_everyone(&mut self) {
         let peers: Vec<_> = self.peers.keys().copied().collect();
         for peer in peers {
             self.exchange_contacts(&peer);
@@ -300,7 +353,8 @@ impl Task {
         let info = |(peer, met): (&PeerId, &Met)| {
             let data_addrs = self.book.look(peer).map_or_else(Vec::new, |peer| peer.addrs.clone());
             let addrs = met.addrs.iter().map(ToString::to_string).collect();
-            Some(PeerInfo { id: node_id(*peer)?, addrs, data_addrs, rtt: met.rtt, since: met.since })
+            let route = self.route(peer).unwrap_or(Route::Direct);
+            Some(PeerInfo { id: node_id(*peer)?, addrs, data_addrs, route, rtt: met.rtt, since: met.since })
         };
         let mut infos: Vec<_> = self.peers.iter().filter_map(info).collect();
         infos.sort_by_key(|info: &PeerInfo| -> NodeId { info.id });
@@ -308,11 +362,12 @@ impl Task {
     }
 }
 
-/// Where in the DHT `key` stands. The kinds need no telling apart: all are hashes of different things.
+/// Where in the DHT `key` stands. What kind it is comes first: records live longer for some than for others.
 fn record_key(key: &Key) -> RecordKey {
-    match key {
-        Key::Model(model) => RecordKey::new(model.as_bytes()),
-        Key::Group(group) => RecordKey::new(group),
-        Key::Chunk(chunk) => RecordKey::new(chunk.as_bytes()),
-    }
+    let kind = match key {
+        Key::Model(_) => records::MODEL,
+        Key::Group(_) => records::GROUP,
+        Key::Chunk(_) => records::CHUNK,
+    };
+    RecordKey::from([&[kind], &key.as_bytes()[..]].concat())
 }

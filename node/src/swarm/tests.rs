@@ -6,6 +6,7 @@ use surf_protocol::ChunkId;
 use tokio::time::{sleep, timeout};
 
 use super::*;
+use crate::members::{Access, SwarmKey};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const SOON: Duration = Duration::from_secs(20);
@@ -18,7 +19,7 @@ struct Node {
 }
 
 fn settings(listen: SocketAddr, bootstrap: &[String]) -> config::Swarm {
-    config::Swarm { listen, bootstrap: bootstrap.to_vec(), mdns: false }
+    config::Swarm { listen, bootstrap: bootstrap.to_vec(), mdns: false, relay: config::Relay::default() }
 }
 
 /// A node whose data plane pretends to be at `port`.
@@ -27,8 +28,18 @@ async fn node(port: u16, bootstrap: &[String]) -> Node {
 }
 
 async fn node_of(identity: &Identity, listen: SocketAddr, port: u16, bootstrap: &[String]) -> Node {
+    member(identity, &Members::default(), listen, port, bootstrap).await
+}
+
+async fn member(
+    identity: &Identity,
+    members: &Members,
+    listen: SocketAddr,
+    port: u16,
+    bootstrap: &[String],
+) -> Node {
     let data = SocketAddr::from(([127, 0, 0, 1], port));
-    let (handle, listening) = start(identity, &settings(listen, bootstrap), data).await.unwrap();
+    let (handle, listening) = start(identity, &settings(listen, bootstrap), members, data).await.unwrap();
     Node { id: identity.node_id(), data, handle, addrs: listening.addrs }
 }
 
@@ -164,16 +175,21 @@ async fn a_port_in_use_and_a_bad_address_are_named() {
     let udp = std::net::UdpSocket::bind(LOOPBACK).unwrap();
     let tcp = std::net::TcpListener::bind(LOOPBACK).unwrap();
     for listen in [udp.local_addr().unwrap(), tcp.local_addr().unwrap()] {
-        let error = start(&Identity::generate(), &settings(listen, &[]), LOOPBACK).await.unwrap_err();
+        let error = start(&Identity::generate(), &settings(listen, &[]), &Members::default(), LOOPBACK)
+            .await
+            .unwrap_err();
         assert!(matches!(error, ListenError::Address { addr, .. } if addr == listen));
         assert!(error.to_string().contains(&listen.to_string()), "{error}");
     }
     let a = node(1, &[]).await;
     let port: SocketAddr = SocketAddr::from(([127, 0, 0, 1], port_of(&a.addrs[0])));
-    let error = start(&Identity::generate(), &settings(port, &[]), LOOPBACK).await.unwrap_err();
+    let error =
+        start(&Identity::generate(), &settings(port, &[]), &Members::default(), LOOPBACK).await.unwrap_err();
     assert!(matches!(error, ListenError::Address { .. }), "another node's port: {error}");
     let bad = "/ip4/127.0.0.1/tcp/4001".to_owned();
-    let error = start(&Identity::generate(), &settings(LOOPBACK, &[bad]), LOOPBACK).await.unwrap_err();
+    let error = start(&Identity::generate(), &settings(LOOPBACK, &[bad]), &Members::default(), LOOPBACK)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("/ip4/127.0.0.1/tcp/4001"), "{error}");
     assert!(a.handle.dial("nonsense").await.is_err());
 }
@@ -200,7 +216,7 @@ async fn a_wildcard_is_told_as_real_addresses() {
     let any = SocketAddr::from(([0, 0, 0, 0], 0));
     let identity = Identity::generate();
     let data = SocketAddr::from(([0, 0, 0, 0], 5555));
-    let (a, listening) = start(&identity, &settings(any, &[]), data).await.unwrap();
+    let (a, listening) = start(&identity, &settings(any, &[]), &Members::default(), data).await.unwrap();
     assert!(listening.addrs.iter().all(|addr| !addr.contains("0.0.0.0")), "{listening:?}");
     assert!(listening.addrs.last().unwrap().contains("127.0.0.1"), "loopback last: {listening:?}");
     a.announce(ModelId::of(b"model"), vec![model()]).await.unwrap();
@@ -225,4 +241,72 @@ async fn the_task_ends_with_its_last_handle() {
     };
     timeout(SOON, freed).await.expect("its port is free again");
     assert!(commands.upgrade().is_none());
+}
+
+fn members(key: Option<&SwarmKey>) -> Members {
+    Members { key: key.cloned(), ..Members::default() }
+}
+
+async fn of(key: Option<&SwarmKey>, bootstrap: &[String]) -> Node {
+    member(&Identity::generate(), &members(key), LOOPBACK, 1111, bootstrap).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_swarm_is_tcp_only_and_its_members_find_each_other() {
+    let key = SwarmKey::generate();
+    let a = of(Some(&key), &[]).await;
+    let [tcp] = &a.addrs[..] else { panic!("{:?}", a.addrs) };
+    assert!(tcp.starts_with("/ip4/127.0.0.1/tcp/"), "{tcp}");
+    std::net::UdpSocket::bind(("127.0.0.1", port_of(tcp))).expect("nobody listens on UDP");
+    a.announce(vec![model()]).await;
+    let b = of(Some(&key), &a.addrs).await;
+    b.wait_for_peers(1).await;
+    let c = of(Some(&key), &b.addrs).await;
+    assert_eq!(c.find(model()).await, [a.as_peer()]);
+
+    let port = SocketAddr::from(([127, 0, 0, 1], port_of(tcp)));
+    let taken = start(&Identity::generate(), &settings(port, &[]), &members(Some(&key)), LOOPBACK).await;
+    assert!(matches!(taken.unwrap_err(), ListenError::Address { addr, .. } if addr == port));
+    let quic = node(1, &[]).await.addrs.swap_remove(0);
+    let asked = settings(LOOPBACK, std::slice::from_ref(&quic));
+    let open = start(&Identity::generate(), &asked, &members(Some(&key)), LOOPBACK).await.unwrap_err();
+    assert!(open.to_string().contains(&quic) && open.to_string().contains("TCP only"), "{open}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn swarms_of_different_keys_do_not_mix() {
+    let keys = [Some(SwarmKey::generate()), Some(SwarmKey::generate()), None];
+    for (ours, theirs) in [(0, 1), (0, 2), (2, 0)] {
+        let a = of(keys[ours].as_ref(), &[]).await;
+        let tcp = a.addrs.last().cloned().into_iter().collect::<Vec<_>>();
+        let (outsider, friend) = (of(keys[theirs].as_ref(), &tcp).await, of(keys[ours].as_ref(), &tcp).await);
+        friend.wait_for_peers(1).await;
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!((outsider.handle.connected(), a.handle.connected()), (0, 1), "{ours} and {theirs}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_let_in_is_connected_in_neither_direction() {
+    let [ours, friend, denied, unknown] = [(); 4].map(|()| Identity::generate());
+    let access = Access {
+        // Our own id changes nothing.
+        allow: [&friend, &denied, &ours].map(Identity::node_id).into(),
+        deny: [&denied, &ours].map(Identity::node_id).into(),
+    };
+    let members = Members { key: None, access };
+    let a = member(&ours, &members, LOOPBACK, 1111, &[]).await;
+    a.announce(vec![model()]).await;
+    for other in [&denied, &unknown] {
+        let other = node_of(other, LOOPBACK, 2222, &a.addrs).await;
+        let error = a.handle.dial(&other.addrs[0]).await.unwrap_err();
+        assert!(matches!(error, JoinError::Refused { .. }), "{error}");
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(a.handle.connected(), 0);
+        // The other end may believe for a moment that it is connected, whenever it tries.
+        assert_eq!(other.handle.providers(model()).await.unwrap(), []);
+    }
+    let friend = node_of(&friend, LOOPBACK, 3333, &a.addrs).await;
+    assert_eq!(friend.find(model()).await, [a.as_peer()]);
+    assert_eq!(a.handle.peers().await[0].id, friend.id);
 }

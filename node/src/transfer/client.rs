@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, Weak},
 };
 
 use futures::{
@@ -14,15 +14,18 @@ use surf_protocol::{
     NodeId,
     wire::{self, Refusal, Reply, Request},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::{
     PeerTraffic, body, dial,
     limits::UNUSED_MAX,
     peers::{Peers, Registered, Side},
+    proof::{self, Prover},
+    settings,
+    tunnel::{Directly, HEAD_START, Tunnels},
 };
 use crate::{
-    fetch::{Body, DialError, Dialer, Peer},
+    fetch::{self, Body, DialError, Dialer, Peer, Tunnel, rate::Limiter},
     identity::Identity,
 };
 
@@ -30,12 +33,16 @@ use crate::{
 #[derive(Debug)]
 pub struct Client {
     pool: Arc<Pool>,
+    tunnels: OnceLock<Tunnels>,
 }
 
 struct Pool {
     endpoint: quinn::Endpoint,
     identity: Identity,
     peers: Arc<Peers>,
+    /// How much may come.
+    down: Arc<Limiter>,
+    prover: Option<Arc<Prover>>,
     slots: Mutex<HashMap<NodeId, Slot>>,
 }
 
@@ -54,8 +61,66 @@ pub(super) struct Link {
 }
 
 impl Client {
-    pub(super) fn new(endpoint: quinn::Endpoint, identity: Identity, peers: Arc<Peers>) -> Self {
-        Self { pool: Arc::new(Pool { endpoint, identity, peers, slots: Mutex::default() }) }
+    pub(super) fn new(
+        endpoint: quinn::Endpoint,
+        identity: Identity,
+        peers: Arc<Peers>,
+        down: Arc<Limiter>,
+        prover: Option<Arc<Prover>>,
+    ) -> Self {
+        tokio::spawn(keep_windows(Arc::downgrade(&peers), Arc::downgrade(&down), down.changes()));
+        let pool = Arc::new(Pool { endpoint, identity, peers, down, prover, slots: Mutex::default() });
+        Self { pool, tunnels: OnceLock::new() }
+    }
+
+    /// From now on, asks peers that cannot be dialled by way of `tunnel`.
+    pub(super) fn tunnel(&self, tunnel: Arc<dyn Tunnel>) {
+        // The first stays: there is one control plane.
+        let (peers, down) = (Arc::clone(&self.pool.peers), Arc::clone(&self.pool.down));
+        let _ = self.tunnels.set(Tunnels::new(tunnel, peers, down));
+    }
+
+    /// Why chunks of peers that cannot be dialled did not come lately, if so: the NAT, or a relay's owner.
+    pub fn obstacle(&self) -> Option<String> {
+        self.tunnels.get()?.obstacle()
+    }
+
+    async fn ask_directly(&self, peer: Peer, request: Request) -> Result<Result<Body, Refusal>, DialError> {
+        let link = self.pool.link(peer).await?;
+        let addr = link.connection().remote_address();
+        let asked = exchange(link, request, &self.pool.down).await;
+        asked.map_err(|cause| DialError { addr: addr.to_string(), cause: cause.to_string() })
+    }
+
+    async fn ask_either_way(
+        &self,
+        tunnels: &Tunnels,
+        peer: Peer,
+        request: Request,
+    ) -> Result<Result<Body, Refusal>, DialError> {
+        if !self.pool.is_open(peer.id) {
+            // Dialling goes on behind, whoever waits for it.
+            let dialling = self.pool.link(peer.clone());
+            let tunnelled = match tunnels.directly(peer.id) {
+                Directly::No => tunnels.ask(peer.id, request.clone()).await,
+                Directly::Again => {
+                    // Begins to dial, and leaves it at that.
+                    let _ = dialling.now_or_never();
+                    tunnels.ask(peer.id, request.clone()).await
+                }
+                Directly::Try => match tokio::time::timeout(HEAD_START, dialling).await {
+                    Ok(Ok(_)) => return self.ask_directly(peer, request).await,
+                    Ok(Err(_)) | Err(_) => tunnels.ask(peer.id, request.clone()).await,
+                },
+            };
+            match tunnelled {
+                Err(error) if self.pool.is_open(peer.id) || self.pool.is_dialling(peer.id) => {
+                    tracing::debug!(%error, "not through a tunnel");
+                }
+                answered => return answered,
+            }
+        }
+        self.ask_directly(peer, request).await
     }
 
     /// What has gone to and come from each peer; ordered by id.
@@ -68,11 +133,15 @@ impl Dialer for Client {
     fn ask(&self, peer: &Peer, request: Request) -> BoxFuture<'_, Result<Result<Body, Refusal>, DialError>> {
         let peer = peer.clone();
         Box::pin(async move {
-            let link = self.pool.link(peer).await?;
-            let addr = link.connection().remote_address();
-            let asked = exchange(link, request).await;
-            asked.map_err(|cause| DialError { addr: addr.to_string(), cause: cause.to_string() })
+            match self.tunnels.get() {
+                Some(tunnels) => self.ask_either_way(tunnels, peer, request).await,
+                None => self.ask_directly(peer, request).await,
+            }
         })
+    }
+
+    fn link(&self, peer: NodeId) -> Option<fetch::Link> {
+        self.pool.peers.link(peer)
     }
 
     fn ban(&self, peer: NodeId) {
@@ -83,7 +152,11 @@ impl Dialer for Client {
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// One request, and the head of its reply.
-async fn exchange(link: Arc<Link>, request: Request) -> Result<Result<Body, Refusal>, BoxError> {
+async fn exchange(
+    link: Arc<Link>,
+    request: Request,
+    down: &Arc<Limiter>,
+) -> Result<Result<Body, Refusal>, BoxError> {
     let (mut send, mut recv) = link.connection().open_bi().await?;
     send.write_all(&wire::encode_request(&request)).await?;
     send.finish()?;
@@ -93,8 +166,18 @@ async fn exchange(link: Arc<Link>, request: Request) -> Result<Result<Body, Refu
     recv.read_exact(&mut header).await?;
     Ok(match wire::decode_reply(&header)? {
         Reply::Refused(refusal) => Err(refusal),
-        Reply::Found { size } => Ok(Body { size, pieces: body::pieces(recv, size, link) }),
+        Reply::Found { size } => Ok(Body { size, pieces: body::pieces(recv, size, link, Arc::clone(down)) }),
     })
+}
+
+/// Keeps what may be on its way to us in proportion to what we let in.
+async fn keep_windows(peers: Weak<Peers>, down: Weak<Limiter>, mut changes: watch::Receiver<()>) {
+    while changes.changed().await.is_ok() {
+        let (Some(peers), Some(down)) = (peers.upgrade(), down.upgrade()) else { return };
+        for connection in peers.dialled() {
+            connection.set_receive_window(settings::receive_window(down.rate()));
+        }
+    }
 }
 
 impl Link {
@@ -107,8 +190,8 @@ impl Pool {
     /// The connection to `peer`: the one there is, else a new one. Dialling one peer holds up nobody
     /// who wants another.
     async fn link(self: &Arc<Self>, peer: Peer) -> Result<Arc<Link>, DialError> {
-        if self.peers.is_banned(peer.id) {
-            return Err(DialError { addr: peer.id.to_string(), cause: "the peer is banned".to_owned() });
+        if let Err(unwanted) = self.peers.lets_in(peer.id) {
+            return Err(DialError { addr: peer.id.to_string(), cause: unwanted.to_string() });
         }
         let attempt = {
             let mut slots = self.slots();
@@ -131,14 +214,16 @@ impl Pool {
         })
     }
 
+    fn is_open(&self, peer: NodeId) -> bool {
+        matches!(self.slots().get(&peer), Some(Slot::Open(link)) if link.connection().close_reason().is_none())
+    }
+
+    fn is_dialling(&self, peer: NodeId) -> bool {
+        matches!(self.slots().get(&peer), Some(Slot::Dialling(_)))
+    }
+
     async fn dial(self: Arc<Self>, peer: Peer, done: oneshot::Sender<Result<Arc<Link>, DialError>>) {
-        let dialled = dial::dial(&self.endpoint, &self.identity, &peer).await;
-        let dialled = dialled.and_then(|connection| {
-            let addr = connection.remote_address().to_string();
-            let registered = self.peers.register(peer.id, Side::Dialled, connection);
-            let registered = registered.map_err(|error| DialError { addr, cause: error.to_string() })?;
-            Ok(Arc::new(Link { registered }))
-        });
+        let dialled = self.connect(&peer).await;
         match &dialled {
             Ok(link) => {
                 self.slots().insert(peer.id, Slot::Open(Arc::clone(link)));
@@ -151,6 +236,23 @@ impl Pool {
         }
         // Everyone who asked may have given up; the connection is there for the next.
         let _ = done.send(dialled);
+    }
+
+    /// A connection with `peer` on which requests may be sent.
+    async fn connect(&self, peer: &Peer) -> Result<Arc<Link>, DialError> {
+        let prover = self.prover.as_deref();
+        let window = settings::receive_window(self.down.rate());
+        let alpn = proof::alpn(prover);
+        let connection = dial::dial(&self.endpoint, &self.identity, peer, alpn, window).await?;
+        let addr = connection.remote_address().to_string();
+        let failed = |cause: &dyn std::error::Error| DialError { addr, cause: cause.to_string() };
+        if let Some(prover) = prover
+            && let Err(error) = prover.introduce(&connection, peer.id).await
+        {
+            return Err(failed(&error));
+        }
+        let registered = self.peers.register(peer.id, Side::Dialled, connection);
+        Ok(Arc::new(Link { registered: registered.map_err(|error| failed(&error))? }))
     }
 
     /// Waits until `link` is closed, or closes it when nobody uses it any more.

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 
 use futures::{StreamExt, stream::FuturesUnordered};
+use quinn::VarInt;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
@@ -22,13 +23,16 @@ const ADDRS_MAX: usize = 16;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A connection to `peer`, by whichever address answers first.
+/// A connection to `peer`, by whichever address answers first. At most `window` bytes may be on their way
+/// to us.
 pub(super) async fn dial(
     endpoint: &quinn::Endpoint,
     identity: &Identity,
     peer: &Peer,
+    alpn: &[u8],
+    window: VarInt,
 ) -> Result<quinn::Connection, DialError> {
-    let racing = race(endpoint, identity, peer);
+    let racing = race(endpoint, identity, peer, alpn, window);
     timeout(DIAL_TIME_MAX, racing).await.unwrap_or_else(|_| {
         let addrs: Vec<_> = peer.addrs.iter().map(SocketAddr::to_string).collect();
         let cause = format!("no answer within {} s", DIAL_TIME_MAX.as_secs());
@@ -40,13 +44,17 @@ async fn race(
     endpoint: &quinn::Endpoint,
     identity: &Identity,
     peer: &Peer,
+    alpn: &[u8],
+    window: VarInt,
 ) -> Result<quinn::Connection, DialError> {
     let mut failure = DialError { addr: "nowhere".to_owned(), cause: "no address is known".to_owned() };
     let mut rest = peer.addrs.iter().take(ADDRS_MAX);
     let mut running = FuturesUnordered::new();
     loop {
         match rest.next() {
-            Some(&addr) => running.push(async move { (addr, one(endpoint, identity, peer, addr).await) }),
+            Some(&addr) => {
+                running.push(async move { (addr, one(endpoint, identity, peer, addr, alpn, window).await) })
+            }
             None if running.is_empty() => return Err(failure),
             None => {}
         }
@@ -66,8 +74,10 @@ async fn one(
     identity: &Identity,
     peer: &Peer,
     addr: SocketAddr,
+    alpn: &[u8],
+    window: VarInt,
 ) -> Result<quinn::Connection, BoxError> {
-    let config = settings::dialling(identity.client_tls(peer.id)?);
+    let config = settings::dialling(identity.client_tls_for(peer.id, alpn)?, window);
     // The certificate names a key, not a host; the host name is a placeholder.
     Ok(endpoint.connect_with(config, addr, "surf")?.await?)
 }

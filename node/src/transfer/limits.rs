@@ -2,19 +2,26 @@
 
 use std::time::Duration;
 
-use surf_protocol::limits::{CHUNK_SIZE_MAX, MANIFEST_SIZE_MAX};
+use surf_protocol::limits::{CHUNK_SIZE_MAX, MANIFEST_SIZE_MAX, STREAMS_PER_PEER_MAX};
 
-/// Connections that others may have to us. Beyond this, the next is refused, not queued.
-pub(super) const ACCEPTED_MAX: usize = 512;
+/// The part of all connections that others cannot take: a quarter, so that a crowd that wants something
+/// from us cannot keep us from asking somebody.
+pub(super) const DIALLED_SHARE: usize = 4;
 
-/// From here on, a stranger has to show that its address is its own before we work for it.
-pub(super) const ACCEPTED_EASILY: usize = ACCEPTED_MAX / 4;
+/// The part of what others can take from which on a stranger has to show that its address is its own
+/// before we work for it: a quarter.
+pub(super) const EASY_SHARE: usize = 4;
 
 /// Connections that one peer may have to us. It needs one; the others cover reconnecting.
 pub(super) const ACCEPTED_PER_PEER: usize = 4;
 
-/// Connections that we may have to others.
-pub(super) const DIALLED_MAX: usize = 512;
+/// Streams through tunnels that others may have open to us, and one peer of them: as many as on the one
+/// connection that it would have if it could dial us.
+pub(super) const TUNNELLED_MAX: usize = 512;
+pub(super) const TUNNELLED_PER_PEER: usize = STREAMS_PER_PEER_MAX as usize;
+
+/// How long after the last stream through it a tunnel is still how a peer is reached.
+pub(super) const TUNNEL_KEPT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 
 /// Peers that are remembered as banned. The first banned go first.
 pub(super) const BANNED_MAX: usize = 4096;
@@ -33,8 +40,20 @@ pub(super) const WAITING_PER_PEER: usize = 48;
 /// How long such a request may wait before it is told the same.
 pub(super) const WAITING_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// How long a request may wait for its turn to be served before it is told to ask again. Somebody who
+/// takes nothing is cut off before that.
+pub(super) const TURN_TIME_MAX: Duration = Duration::from_secs(20);
+
 /// How long connecting may take, over all addresses of a peer.
 pub(super) const DIAL_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// How long the other end of a connection of a private swarm may take to prove the swarm key. It is two
+/// packets.
+pub(super) const PROOF_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// Connections to us that have not proven the swarm key yet, from the first packet on. They have no part
+/// in [`ACCEPTED_MAX`]: strangers cannot take the places of members. Beyond this, the next is refused.
+pub(super) const UNPROVEN_MAX: usize = 128;
 
 /// How long an address has for itself before the next is tried beside it.
 pub(super) const DIAL_STAGGER: Duration = Duration::from_millis(200);
@@ -51,5 +70,6 @@ pub(super) const STALL_BYTES: u64 = 4 * 1024;
 /// How long we keep a connection that we do not use.
 pub(super) const UNUSED_MAX: Duration = Duration::from_secs(120);
 
+const _: () = assert!(STALL.as_secs() < TURN_TIME_MAX.as_secs());
 const _: () = assert!(CHUNK_SIZE_MAX < OUTSTANDING_PER_PEER);
 const _: () = assert!(MANIFEST_SIZE_MAX <= OUTSTANDING_PER_PEER, "the largest body must fit");

@@ -12,6 +12,8 @@ use quinn::{
 };
 use surf_protocol::limits::{REQUEST_SIZE_MAX, STREAMS_PER_PEER_MAX};
 
+use super::congestion::Discerning;
+
 /// Bytes that may be on their way to us on one connection: what a gigabit link carries in 250 ms.
 /// Bounds what a connection makes us hold, too.
 const RECEIVE_WINDOW: u32 = 32 * 1024 * 1024;
@@ -41,11 +43,23 @@ const PAYLOAD_MAX: u16 = 6_500;
 
 const _: () = assert!(10 * (PAYLOAD_MAX as usize) < 65_507);
 
-/// How we dial.
-pub(super) fn dialling(tls: QuicClientConfig) -> ClientConfig {
+/// The least that may be on its way on a connection, however low the limit: a few packets for each of
+/// some streams.
+const RECEIVE_WINDOW_MIN: u64 = 256 * 1024;
+
+/// Bytes that may be on their way to us on one connection, if we let in `rate` bytes per second: what
+/// comes in half a second. More would arrive at once, whatever the limit.
+pub(super) fn receive_window(rate: Option<u64>) -> VarInt {
+    let most = u64::from(RECEIVE_WINDOW);
+    let window = rate.map_or(most, |rate| (rate / 2).clamp(RECEIVE_WINDOW_MIN, most));
+    VarInt::from_u32(u32::try_from(window).expect("at most RECEIVE_WINDOW"))
+}
+
+/// How we dial, with at most `window` bytes on their way to us.
+pub(super) fn dialling(tls: QuicClientConfig, window: VarInt) -> ClientConfig {
     let mut transport = common();
     transport.max_concurrent_bidi_streams(VarInt::from_u32(0));
-    transport.receive_window(VarInt::from_u32(RECEIVE_WINDOW));
+    transport.receive_window(window);
     transport.stream_receive_window(VarInt::from_u32(STREAM_RECEIVE_WINDOW));
     // Requests are all that goes out.
     transport.send_window(u64::from(STREAMS_PER_PEER_MAX) * REQUEST_SIZE_MAX as u64);
@@ -77,11 +91,11 @@ fn common() -> TransportConfig {
     discovery.upper_bound(PAYLOAD_MAX);
     transport.mtu_discovery_config(Some(discovery));
     transport.enable_segmentation_offload(true);
-    // Cubic shares a line fairly with what else runs over it. quinn calls its BBR experimental; on
+    // CUBIC shares a line fairly with what else runs over it. quinn calls its BBR experimental; on
     // loopback it is no faster with these datagrams.
     let mut cubic = CubicConfig::default();
     cubic.initial_window(INITIAL_WINDOW);
-    transport.congestion_controller_factory(Arc::new(cubic));
+    transport.congestion_controller_factory(Arc::new(Discerning(Arc::new(cubic))));
     transport.max_idle_timeout(Some(IdleTimeout::try_from(IDLE_MAX).expect("seconds fit")));
     transport.max_concurrent_uni_streams(VarInt::from_u32(0));
     transport.datagram_receive_buffer_size(None);

@@ -1,5 +1,8 @@
 //! Real endpoints on loopback, and some that misbehave.
 
+mod limits;
+mod private;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -9,7 +12,10 @@ use surf_protocol::{
     limits::CHUNK_SIZE_MAX,
     wire::{self, Refusal, Reply, Request},
 };
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use super::*;
 use crate::{
@@ -21,7 +27,12 @@ const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4
 const SOON: Duration = Duration::from_secs(20);
 
 fn endpoint(identity: &Identity) -> Endpoint {
-    Endpoint::bind(identity, &config::Transfer { listen: LOOPBACK }).unwrap()
+    member(identity, &Members::default())
+}
+
+fn member(identity: &Identity, members: &Members) -> Endpoint {
+    let config = config::Transfer { listen: LOOPBACK, limits: config::Limits::default() };
+    Endpoint::bind(identity, &config, members).unwrap()
 }
 
 fn client() -> Endpoint {
@@ -289,6 +300,14 @@ async fn a_server_that_falls_silent_can_be_left() {
     drop(pieces);
 }
 
+/// The first that `peer` tells about what it has of a model of ten chunks.
+async fn told(client: &Endpoint, peer: &Peer, model: ModelId) -> Bitmap {
+    let mut body = client.dialer().ask(peer, Request::Have(model)).await.unwrap().unwrap();
+    assert_eq!(body.size, wire::ENDLESS);
+    let frame = timeout(SOON, body.pieces.next()).await.unwrap().unwrap().unwrap();
+    wire::decode_holdings(&frame[4..]).unwrap().after(&Bitmap::none(10)).unwrap()
+}
+
 /// A library whose disk hangs, to see whether others notice.
 #[derive(Debug)]
 struct Hangs;
@@ -296,6 +315,9 @@ struct Hangs;
 impl Library for Hangs {
     fn manifest(&self, _: ModelId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>> {
         Box::pin(async { Err(SourceError::failed("disk", "broken")) })
+    }
+    fn changes(&self) -> watch::Receiver<u64> {
+        watch::Sender::new(0).subscribe()
     }
     fn have(&self, _: ModelId) -> BoxFuture<'_, Result<Option<Bitmap>, SourceError>> {
         Box::pin(async { Ok(Some(Bitmap::none(10))) })
@@ -318,16 +340,16 @@ async fn hanging_requests_do_not_stop_others_and_too_many_are_told_to_wait() {
     drop(asked);
     let model = ModelId::of(b"x");
     let other = super::tests::client();
-    let bitmap = get(&other, &peer, Request::Have(model)).await.unwrap();
-    assert_eq!(wire::decode_bitmap(&bitmap, 10).unwrap(), Bitmap::none(10));
+    assert_eq!(told(&other, &peer, model).await, Bitmap::none(10));
     assert_eq!(get(&other, &peer, Request::Manifest(model)).await, Err(Refusal::Failed.to_string()));
-    get(&client, &peer, Request::Have(model)).await.expect("cancelled requests make room");
+    told(&client, &peer, model).await;
 }
 
 #[tokio::test]
 async fn a_port_in_use_is_named() {
     let taken = std::net::UdpSocket::bind(LOOPBACK).unwrap();
     let listen = taken.local_addr().unwrap();
-    let error = Endpoint::bind(&Identity::generate(), &config::Transfer { listen }).unwrap_err();
+    let config = config::Transfer { listen, limits: config::Limits::default() };
+    let error = Endpoint::bind(&Identity::generate(), &config, &Members::default()).unwrap_err();
     assert!(error.to_string().contains(&listen.to_string()), "{error}");
 }

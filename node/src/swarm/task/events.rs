@@ -1,10 +1,12 @@
 //! What happens in the network, and what the task does about it.
 
+use std::{collections::HashSet, time::Duration};
+
 use libp2p::{
-    PeerId,
+    Multiaddr, PeerId,
     core::ConnectedPoint,
     identify,
-    kad::{self, GetClosestPeersOk, GetProvidersOk, QueryResult},
+    kad::{self, GetClosestPeersOk, GetProvidersOk, GetRecordOk, PutRecordError, QueryResult},
     mdns, ping, request_response,
     swarm::SwarmEvent,
 };
@@ -15,6 +17,7 @@ use super::{
     super::{
         addrs,
         behaviour::{BehaviourEvent, KAD},
+        clock_unix, meter, names,
     },
     Met, Task,
 };
@@ -38,11 +41,17 @@ impl Task {
             }
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
                 debug!(%peer, %error, "not connected");
-                if !self.peers.contains_key(&peer) {
+                // Another of its addresses may be right; each that is not is left out from now on.
+                let news = self.swarm.behaviour().kad.is_news(peer, &error);
+                let again = news && self.meeting.contains(&peer);
+                if !(self.peers.contains_key(&peer) || again && self.find(peer).is_ok()) {
                     self.meeting.remove(&peer);
                 }
             }
+            SwarmEvent::NewListenAddr { address, .. } if addrs::is_relayed(&address) => {}
             SwarmEvent::NewListenAddr { address, .. } => self.listens_on(&address),
+            SwarmEvent::ExternalAddrConfirmed { address } => self.confirmed(&address),
+            SwarmEvent::ExpiredListenAddr { address, .. } if addrs::is_relayed(&address) => {}
             SwarmEvent::ExpiredListenAddr { address, .. } => {
                 self.swarm.remove_external_address(&address);
                 let still = self.swarm.listeners().any(|other| addrs::ip(other) == addrs::ip(&address));
@@ -50,8 +59,12 @@ impl Task {
                     self.tell_everyone();
                 }
             }
-            SwarmEvent::ListenerClosed { addresses, reason: Err(error), .. } => {
-                tracing::warn!(?addresses, %error, "no longer listening");
+            SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
+                if !self.lost_place(listener_id)
+                    && let Err(error) = reason
+                {
+                    tracing::warn!(?addresses, %error, "no longer listening");
+                }
             }
             other => trace!(?other, "swarm event"),
         }
@@ -60,9 +73,11 @@ impl Task {
     fn on_behaviour(&mut self, event: BehaviourEvent) {
         match event {
             BehaviourEvent::Kad(event) => self.on_kad(event),
-            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, connection_id }) => {
+                self.introduced(peer_id, connection_id, &info);
                 self.on_identified(peer_id, &info);
             }
+            BehaviourEvent::Reach(event) => self.on_reach(event),
             BehaviourEvent::Contact(event) => self.on_contact(event),
             BehaviourEvent::Ping(ping::Event { peer, result: Ok(rtt), .. }) => {
                 if let Some(met) = self.peers.get_mut(&peer) {
@@ -70,7 +85,7 @@ impl Task {
                 }
             }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
-                for (peer, addr) in found {
+                for (peer, addr) in near(found, self.is_private) {
                     if self.peers.len() < ENOUGH_PEERS
                         && let Err(error) = self.dial(peer, vec![addr])
                     {
@@ -92,6 +107,9 @@ impl Task {
         self.count_peers();
         if first {
             self.exchange_contacts(&peer);
+            if let ConnectedPoint::Listener { send_back_addr, .. } = endpoint {
+                self.visited(send_back_addr);
+            }
         }
     }
 
@@ -104,13 +122,15 @@ impl Task {
             }
             return;
         }
-        self.peers.remove(&peer);
+        let met = self.peers.remove(&peer);
         self.neighbours.remove(&peer);
         self.meeting.remove(&peer);
         self.lookups.gone(&peer);
+        self.parted(&peer);
         self.count_peers();
         if self.peers.is_empty() {
-            self.retry.alone(Instant::now());
+            let now = Instant::now();
+            self.retry.alone(now, met.map_or(Duration::ZERO, |met| now - met.since));
         }
     }
 
@@ -156,9 +176,19 @@ impl Task {
     }
 
     fn on_kad(&mut self, event: kad::Event) {
-        let kad::Event::OutboundQueryProgressed { id, result, step, .. } = event else {
-            return trace!(?event, "kad event");
+        let (id, result, step, stats) = match event {
+            kad::Event::OutboundQueryProgressed { id, result, step, stats } => (id, result, step, stats),
+            kad::Event::InboundRequest { request } => return self.on_request(request),
+            other => return trace!(?other, "kad event"),
         };
+        // Looking round counts for each of its queries, everything else once, for all of its messages.
+        let cost = meter::messages(&stats);
+        if self.announcing.contains(&id) {
+            self.meter.announced(cost);
+            self.announcements.charge(cost);
+        } else if step.last || matches!(result, QueryResult::Bootstrap(_)) {
+            self.meter.asked(cost);
+        }
         match result {
             QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) => {
                 // Now, not at the end: as long as the query runs, Kademlia remembers the addresses that
@@ -171,11 +201,54 @@ impl Task {
                 self.on_located(id, peers);
             }
             QueryResult::GetClosestPeers(Err(_)) => self.on_located(id, Vec::new()),
+            QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))) => {
+                if let Some((_, answers)) = self.naming.get_mut(&id)
+                    && answers.len() < names::ANSWERS_MAX
+                    && names::is_small(&found.record.value)
+                {
+                    answers.push(found.record.value);
+                }
+            }
+            QueryResult::PutRecord(result) => {
+                let elsewhere = match result {
+                    Ok(_) => true,
+                    Err(
+                        PutRecordError::QuorumFailed { success, .. }
+                        | PutRecordError::Timeout { success, .. },
+                    ) => !success.is_empty(),
+                };
+                if let Some(reply) = self.putting.remove(&id) {
+                    let _ = reply.send(elsewhere);
+                }
+            }
             other => trace!(?other, "query progressed"),
         }
         if step.last {
             self.lookups.ended(id);
             self.announcing.remove(&id);
+            if let Some((reply, answers)) = self.naming.remove(&id) {
+                drop(reply.send(answers));
+            }
+        }
+    }
+
+    /// Somebody asks or tells us something. What they tell is kept only here, and only if it is good.
+    fn on_request(&mut self, request: kad::InboundRequest) {
+        self.meter.answered(&request);
+        let records = self.swarm.behaviour_mut().kad.store_mut();
+        match request {
+            kad::InboundRequest::AddProvider { record: Some(record) } => {
+                let provider = record.provider;
+                if let Err(error) = records.offer(record, Instant::now().into_std()) {
+                    debug!(peer = %provider, %error, "not kept");
+                }
+            }
+            kad::InboundRequest::PutRecord { source, record: Some(record), .. } => {
+                if let Err(error) = records.names.offer(&record.key, &record.value, clock_unix()) {
+                    debug!(peer = %source, %error, "a name not kept");
+                }
+            }
+            other => trace!(?other, "answered"),
         }
     }
 
@@ -191,5 +264,31 @@ impl Task {
             debug!(peer = %wanted, "a provider that nobody knows an address of");
             self.meeting.remove(&wanted);
         }
+    }
+}
+
+/// Those of the nodes that multicast has found that may be of our swarm: whoever speaks QUIC is of an open
+/// one. (One of another private swarm looks like ours until it is dialled.)
+fn near(found: Vec<(PeerId, Multiaddr)>, is_private: bool) -> Vec<(PeerId, Multiaddr)> {
+    let speaks_quic = found.iter().filter(|(_, addr)| is_private && addrs::is_quic(addr));
+    let others: HashSet<_> = speaks_quic.map(|(peer, _)| *peer).collect();
+    found.into_iter().filter(|(peer, _)| !others.contains(peer)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_node_leaves_alone_who_speaks_quic() {
+        let [open, ours] = [PeerId::random(), PeerId::random()];
+        let found = [
+            (open, "/ip4/10.0.0.1/tcp/1"),
+            (ours, "/ip4/10.0.0.2/tcp/1"),
+            (open, "/ip4/10.0.0.1/udp/1/quic-v1"),
+        ];
+        let found: Vec<_> = found.map(|(peer, addr)| (peer, addr.parse().unwrap())).into();
+        assert_eq!(near(found.clone(), true), [found[1].clone()]);
+        assert_eq!(near(found.clone(), false), found);
     }
 }

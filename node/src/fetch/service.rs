@@ -1,0 +1,400 @@
+//! Which waiting request a node serves next, and which it sends elsewhere.
+//!
+//! Pure: no clock, no I/O. Time comes in as a value, so the node and the simulator run the same code.
+//! Every request that [`Service::ask`] takes is in the end named by [`Service::start`], to be served
+//! or refused, unless [`Service::ended`] withdraws it before.
+//!
+//! - A few at a time, each at full speed: a whole chunk can be passed on, half of one cannot. How many
+//!   is measured (`slots`). Who takes nothing for a while does not count, so a stuck receiver
+//!   cannot keep the line idle.
+//! - The peer that was given least goes first; what was given long ago hardly counts. Whoever has
+//!   waited too long goes before everyone.
+//! - While all slots are busy, a chunk that has just gone to one peer is refused to the others once,
+//!   so that they get it from there, and what leaves here is what nobody else has yet.
+//! - Who would wait too long is told so at once, and can ask somebody else.
+
+mod recent;
+mod slots;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use surf_protocol::{ChunkId, NodeId, limits::STREAMS_PER_PEER_MAX, wire::Refusal};
+use tokio::time::Instant;
+
+use self::{recent::Recent, slots::Slots};
+
+/// Answers of fewer bytes than this are not queued at all: they would wait longer than they take.
+pub const QUEUED_MIN: u64 = 64 * 1024;
+
+/// How often to call [`Service::start`] while anything waits, if nothing else happens: a receiver that
+/// has fallen silent is noticed by the time that passes.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// Requests that one peer may have waiting: as many as it may have open on a connection.
+const WAITING_PER_PEER_MAX: usize = STREAMS_PER_PEER_MAX as usize;
+
+/// Requests that may wait altogether. Each is a record and a mapped file.
+const WAITING_MAX: usize = 2048;
+
+/// Requests of one peer that are served at a time, stuck ones included.
+const SERVED_PER_PEER_MAX: usize = 16;
+
+/// Fewer bytes than these under way never keep the next from starting: small chunks would leave the
+/// line idle while their receivers acknowledge.
+const UNDER_WAY_MIN: u64 = 1024 * 1024;
+
+/// A receiver that takes nothing for this long does not count as being served.
+const STUCK: Duration = Duration::from_secs(1);
+
+/// A peer that has waited this long since it was last served goes first. More than [`WAIT_MAX`]: it
+/// should not have to. Counted by peer, or who asks for more at once would get more.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Who would wait longer than this is told to ask somebody else. Less than askers wait for an answer.
+const WAIT_MAX: Duration = Duration::from_secs(6);
+
+/// What a peer was given counts half after this: long enough to even out chunks, short enough that
+/// last minute's download is no debt.
+const HALF_LIFE: Duration = Duration::from_secs(30);
+
+/// For this long after a chunk was given away, others are sent there.
+const JUST_GIVEN: Duration = Duration::from_secs(5);
+
+/// Who was sent elsewhere for a chunk and asks again within this time is served: it may have nobody else.
+const TOLD: Duration = Duration::from_secs(10);
+
+/// Who asks again sooner than this is told the same: no chunk can have got anywhere else meanwhile.
+const TOLD_AGAIN: Duration = Duration::from_secs(1);
+
+/// Chunks, and peers per chunk, that are remembered for that.
+const RECENT_MAX: usize = 4096;
+
+/// Peers whose share is remembered although they want nothing now.
+const PEERS_MAX: usize = 1024;
+
+/// A request, by the order in which it came.
+pub type Ticket = u64;
+
+/// A request for bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Who asks.
+    pub peer: NodeId,
+    /// The chunk, if it is a whole one: what the peer could pass on.
+    pub chunk: Option<ChunkId>,
+    /// Bytes of the answer.
+    pub size: u64,
+}
+
+/// All requests that wait or are being served.
+#[derive(Debug)]
+pub struct Service {
+    next: Ticket,
+    waiting: BTreeMap<Ticket, Waiting>,
+    served: BTreeMap<Ticket, Served>,
+    peers: BTreeMap<NodeId, Share>,
+    /// To whom each chunk went last.
+    given: Recent<ChunkId, NodeId>,
+    /// Who was sent elsewhere for what.
+    told: Recent<(NodeId, ChunkId), ()>,
+    /// Sent elsewhere while they waited, and not yet told.
+    refused: VecDeque<Ticket>,
+    slots: Slots,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    request: Request,
+    since: Instant,
+    /// Has been sent elsewhere before.
+    insists: bool,
+}
+
+#[derive(Debug)]
+struct Served {
+    request: Request,
+    since: Instant,
+    sent: u64,
+}
+
+/// What a peer has had.
+#[derive(Debug)]
+struct Share {
+    /// Bytes it was given, by the time `at`.
+    given: f64,
+    at: Instant,
+    /// When it last took something.
+    took: Option<Instant>,
+    /// When its last request was started.
+    started: Option<Instant>,
+    waiting: BTreeSet<Ticket>,
+    waiting_bytes: u64,
+    served: usize,
+    /// Bytes that it has been promised and not yet given.
+    promised: u64,
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self {
+            next: 0,
+            waiting: BTreeMap::new(),
+            served: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            given: Recent::new(RECENT_MAX),
+            told: Recent::new(RECENT_MAX),
+            refused: VecDeque::new(),
+            slots: Slots::default(),
+        }
+    }
+}
+
+/// What happens. After each of these, call [`Service::start`] until it returns nothing.
+impl Service {
+    /// Queues a request, or refuses it.
+    pub fn ask(&mut self, request: Request, now: Instant) -> Result<Ticket, Refusal> {
+        self.forget_somebody(request.peer, now);
+        let share = self.peers.entry(request.peer).or_insert_with(|| Share::new(now));
+        if WAITING_MAX <= self.waiting.len() || WAITING_PER_PEER_MAX <= share.waiting.len() {
+            return Err(Refusal::Busy);
+        }
+        let insists = self.was_told(&request, now);
+        if self.is_full(now) {
+            if self.belongs_elsewhere(&request, insists, now) {
+                return Err(Refusal::Elsewhere);
+            }
+            if self.would_wait_too_long(&request, now) {
+                return Err(Refusal::Busy);
+            }
+        }
+        let ticket = self.next;
+        self.next += 1;
+        let share = self.peers.get_mut(&request.peer).expect("just put there");
+        share.waiting.insert(ticket);
+        share.waiting_bytes += request.size;
+        self.waiting.insert(ticket, Waiting { request, since: now, insists });
+        Ok(ticket)
+    }
+
+    /// The next request to serve or to refuse, if it is time for one. A refused one is over; one that
+    /// is served must be [ended](Service::ended).
+    pub fn start(&mut self, now: Instant) -> Option<(Ticket, Result<(), Refusal>)> {
+        self.slots.passed(!self.waiting.is_empty(), now);
+        if let Some(ticket) = self.refused.pop_front() {
+            return Some((ticket, Err(Refusal::Elsewhere)));
+        }
+        if self.waiting.is_empty() || self.is_full(now) {
+            return None;
+        }
+        let ticket = self.first(now)?;
+        let Waiting { request, .. } = self.leave_queue(ticket).expect("it was waiting");
+        let share = self.peers.get_mut(&request.peer).expect("there while anything waits");
+        share.served += 1;
+        share.promised += request.size;
+        share.started = Some(now);
+        self.served.insert(ticket, Served { request, since: now, sent: 0 });
+        if let Some(chunk) = request.chunk {
+            self.given.insert(chunk, request.peer, now);
+            if self.is_full(now) {
+                self.send_others_elsewhere(chunk, now);
+            }
+        }
+        Some((ticket, Ok(())))
+    }
+
+    /// `bytes` more of a request have left.
+    pub fn sent(&mut self, ticket: Ticket, bytes: u64, now: Instant) {
+        let Some(served) = self.served.get_mut(&ticket) else { return };
+        let before = served.left();
+        served.sent += bytes;
+        let share = self.peers.get_mut(&served.request.peer).expect("there while it is served");
+        share.promised -= before - served.left();
+        share.given = share.given_by(now) + bytes as f64;
+        (share.at, share.took) = (now, Some(now));
+        self.slots.sent(bytes);
+        self.slots.passed(!self.waiting.is_empty(), now);
+    }
+
+    /// A request is over: the peer has all it asked for, or, unless `whole`, nobody wants it any more.
+    pub fn ended(&mut self, ticket: Ticket, whole: bool, now: Instant) {
+        if self.leave_queue(ticket).is_some() {
+            return;
+        }
+        self.refused.retain(|refused| *refused != ticket);
+        let Some(served) = self.served.remove(&ticket) else { return };
+        let Request { peer, chunk, .. } = served.request;
+        let share = self.peers.get_mut(&peer).expect("there while it is served");
+        share.served -= 1;
+        share.promised -= served.left();
+        let Some(chunk) = chunk else { return };
+        match whole {
+            true => self.given.insert(chunk, peer, now),
+            // Nobody can get it there.
+            false if self.given.value(&chunk) == Some(&peer) => self.given.remove(&chunk),
+            false => (),
+        }
+    }
+}
+
+/// What there is.
+impl Service {
+    /// How many requests wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// How many requests are being served.
+    pub fn serving(&self) -> usize {
+        self.served.len()
+    }
+
+    /// How many are served at a time.
+    pub fn slots(&self) -> usize {
+        self.slots.count()
+    }
+
+    /// Bytes per second that leave while requests wait, if that was measured.
+    pub fn rate(&self) -> Option<f64> {
+        self.slots.rate()
+    }
+}
+
+/// Deciding.
+impl Service {
+    /// Whether as many are served as should be.
+    fn is_full(&self, now: Instant) -> bool {
+        let moving = self.served.values().filter(|served| !self.is_stuck(served, now));
+        let (count, left) = moving.fold((0, 0), |(count, left), served| (count + 1, left + served.left()));
+        self.slots.count() <= count && UNDER_WAY_MIN <= left
+    }
+
+    fn is_stuck(&self, served: &Served, now: Instant) -> bool {
+        let took = self.peers.get(&served.request.peer).and_then(|share| share.took);
+        let last = took.map_or(served.since, |took| took.max(served.since));
+        STUCK <= now.saturating_duration_since(last)
+    }
+
+    /// The waiting request whose turn it is.
+    fn first(&self, now: Instant) -> Option<Ticket> {
+        let able = self.peers.values().filter(|share| share.served < SERVED_PER_PEER_MAX);
+        let able = able.filter_map(|share| Some((share, *share.waiting.first()?)));
+        let turn = |(share, ticket): (&Share, Ticket)| {
+            let since = self.waiting[&ticket].since;
+            let since = share.started.map_or(since, |started| started.max(since));
+            let patient = now.saturating_duration_since(since) < PATIENCE;
+            // Of those who have waited too long, who has waited longest.
+            (patient, if patient { share.total(now) } else { 0. }, if patient { now } else { since }, ticket)
+        };
+        let order = |a: &(bool, f64, Instant, Ticket), b: &(bool, f64, Instant, Ticket)| {
+            a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)).then(a.3.cmp(&b.3))
+        };
+        able.map(turn).min_by(order).map(|(.., ticket)| ticket)
+    }
+
+    /// Whether the peer has been sent elsewhere for this lately, and long enough ago to have tried.
+    fn was_told(&self, request: &Request, now: Instant) -> bool {
+        let told = request.chunk.and_then(|chunk| self.told.age(&(request.peer, chunk), now));
+        told.is_some_and(|age| (TOLD_AGAIN..TOLD).contains(&age))
+    }
+
+    /// Whether to send the peer to another that has the chunk by now; if so, remembers that it was.
+    fn belongs_elsewhere(&mut self, request: &Request, insists: bool, now: Instant) -> bool {
+        let Some(chunk) = request.chunk.filter(|_| !insists) else { return false };
+        let to_another = self.given.value(&chunk).is_some_and(|peer| *peer != request.peer);
+        if !to_another || self.given.age(&chunk, now).is_none_or(|age| JUST_GIVEN <= age) {
+            return false;
+        }
+        let told = (request.peer, chunk);
+        if self.told.age(&told, now).is_none_or(|age| TOLD <= age) {
+            self.told.insert(told, (), now);
+        }
+        true
+    }
+
+    /// A chunk was given to somebody: whoever waits for it will find it there sooner.
+    fn send_others_elsewhere(&mut self, chunk: ChunkId, now: Instant) {
+        let waiting = self.waiting.iter().filter(|(_, waiting)| waiting.request.chunk == Some(chunk));
+        let all: Vec<_> =
+            waiting.map(|(&ticket, waiting)| (ticket, waiting.request, waiting.insists)).collect();
+        for (ticket, request, insists) in all {
+            if self.belongs_elsewhere(&request, insists, now) {
+                self.leave_queue(ticket);
+                self.refused.push_back(ticket);
+            }
+        }
+    }
+
+    /// Whether `request` would wait longer than it should: for what is under way, for what its peer
+    /// asked before, and for what others are given until they have had as much.
+    fn would_wait_too_long(&self, request: &Request, now: Instant) -> bool {
+        let mine = &self.peers[&request.peer];
+        // One may always wait. Else a peer that finds us busy whenever it asks would never be served.
+        let (Some(rate), false) = (self.slots.rate(), mine.waiting.is_empty()) else { return false };
+        let level = mine.total(now) + (mine.waiting_bytes + request.size) as f64;
+        let before = |(peer, share): (&NodeId, &Share)| {
+            let waiting = match *peer == request.peer {
+                true => share.waiting_bytes as f64,
+                false => (level - share.total(now)).clamp(0., share.waiting_bytes as f64),
+            };
+            waiting + share.promised as f64
+        };
+        let ahead: f64 = self.peers.iter().map(before).sum();
+        WAIT_MAX.as_secs_f64() * rate < ahead
+    }
+
+    fn leave_queue(&mut self, ticket: Ticket) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&ticket)?;
+        let share = self.peers.get_mut(&waiting.request.peer).expect("there while anything waits");
+        share.waiting.remove(&ticket);
+        share.waiting_bytes -= waiting.request.size;
+        Some(waiting)
+    }
+
+    /// Makes room for the share of one more peer, if there are too many that want nothing.
+    fn forget_somebody(&mut self, newcomer: NodeId, now: Instant) {
+        if self.peers.len() < PEERS_MAX || self.peers.contains_key(&newcomer) {
+            return;
+        }
+        let idle = self.peers.iter().filter(|(_, share)| share.waiting.is_empty() && share.served == 0);
+        let least = idle.min_by(|(_, a), (_, b)| a.total(now).total_cmp(&b.total(now))).map(|(&id, _)| id);
+        if let Some(id) = least {
+            self.peers.remove(&id);
+        }
+    }
+}
+
+impl Served {
+    fn left(&self) -> u64 {
+        self.request.size.saturating_sub(self.sent)
+    }
+}
+
+impl Share {
+    fn new(now: Instant) -> Self {
+        Self {
+            given: 0.,
+            at: now,
+            took: None,
+            started: None,
+            waiting: BTreeSet::new(),
+            waiting_bytes: 0,
+            served: 0,
+            promised: 0,
+        }
+    }
+
+    fn given_by(&self, now: Instant) -> f64 {
+        let age = now.saturating_duration_since(self.at);
+        self.given * (-age.as_secs_f64() / HALF_LIFE.as_secs_f64()).exp2()
+    }
+
+    /// What it was given and promised.
+    fn total(&self, now: Instant) -> f64 {
+        self.given_by(now) + self.promised as f64
+    }
+}

@@ -1,0 +1,247 @@
+//! Signed names: publishing this node's own, and finding out what others' mean.
+//!
+//! - [`Node::set_name`] and [`Node::name`] are what the commands use; [`Node::resolve`] is how everything
+//!   else understands a model that is written as an id, an alias or `PEER/NAME`.
+//! - `book`: what was published and seen, and which record counts.
+//! - [`run`]: puts this node's own names into the DHT again, as long as the node runs.
+
+mod book;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use surf_protocol::{
+    FullName, ModelId, SignedName,
+    name::{NotAFullName, check_name},
+};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+pub(super) use self::book::Book;
+pub use self::book::BookError;
+use self::book::Verdict;
+use super::{
+    Node, NodeError,
+    models::{LOOK_AGAIN, PATIENCE, PATIENCE_AT_START},
+};
+use crate::{api::NameInfo, identity::Identity, store::ResolveError, swarm};
+
+/// How long a record is good. A publisher may be away for a weekend.
+const LIFE_S: u64 = 48 * 3600;
+
+/// A record that ends within this time is replaced by a new one.
+const RENEW_S: u64 = 24 * 3600;
+
+/// How often a record is put again: those who kept it may have gone, and others have come.
+const PUT_AGAIN: Duration = Duration::from_secs(4 * 3600);
+
+/// The same, if nobody took it.
+const PUT_AGAIN_FAILED: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether something is to be put.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// How long a publisher waits to hear that others have a record.
+const PUT_TIME: Duration = Duration::from_secs(5);
+
+/// How long the meaning of a name is taken for granted by whatever asks again and again.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Meanings that are remembered for that long.
+const FRESH_MAX: usize = 256;
+
+/// Everything about names that a node has.
+#[derive(Debug)]
+pub(super) struct Names {
+    identity: Identity,
+    swarm: swarm::Handle,
+    book: Book,
+    /// When each of our own was put last, with its number, and whether anybody took it.
+    put: std::sync::Mutex<HashMap<String, Put>>,
+    fresh: std::sync::Mutex<HashMap<FullName, (Instant, ModelId)>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Put {
+    sequence: u64,
+    at: Instant,
+    taken: bool,
+}
+
+impl Names {
+    pub(super) fn new(identity: Identity, swarm: swarm::Handle, book: Book) -> Self {
+        Self { identity, swarm, book, put: std::sync::Mutex::default(), fresh: std::sync::Mutex::default() }
+    }
+
+    /// Signs the next record of one of our own names.
+    async fn sign(&self, name: &str, model: ModelId) -> Result<SignedName, NodeError> {
+        let now = swarm::clock_unix();
+        let me = (self.identity.node_id(), name);
+        let signed =
+            self.book.publish(me, model, (now, now + LIFE_S), |bytes| self.identity.sign(bytes)).await;
+        let too_many =
+            || NodeError::Invalid("this node has published as many names as a node may".to_owned());
+        signed.map_err(|error| NodeError::Failed(error.to_string()))?.ok_or_else(too_many)
+    }
+
+    /// Puts a record into the DHT, and notes how that went.
+    async fn put(&self, record: SignedName) {
+        let (name, sequence) = (record.name().name.clone(), record.name().sequence);
+        let taken = matches!(timeout(PUT_TIME, self.swarm.put_name(record)).await, Ok(Ok(true)));
+        let put = Put { sequence, at: Instant::now(), taken };
+        self.put.lock().expect("no panics while held").insert(name, put);
+    }
+
+    /// Renews and puts what is due.
+    async fn keep_up(&self) {
+        for record in self.book.published() {
+            let (name, ends) = (record.name(), record.name().expires);
+            let renewed = if ends < swarm::clock_unix() + RENEW_S {
+                match self.sign(&name.name, name.model).await {
+                    Ok(record) => record,
+                    Err(error) => {
+                        tracing::warn!(name = %record.full(), %error, "a name could not be renewed");
+                        continue;
+                    }
+                }
+            } else {
+                record
+            };
+            let put = self.put.lock().expect("no panics while held").get(&renewed.name().name).copied();
+            if is_due(put, renewed.name().sequence, self.swarm.connected(), Instant::now()) {
+                self.put(renewed).await;
+            }
+        }
+    }
+}
+
+/// Whether a record with this number is to be put.
+fn is_due(put: Option<Put>, sequence: u64, peers: usize, now: Instant) -> bool {
+    match put {
+        _ if peers == 0 => false,
+        Some(put) if put.sequence == sequence && put.taken => put.at + PUT_AGAIN <= now,
+        Some(put) if put.sequence == sequence => put.at + PUT_AGAIN_FAILED <= now,
+        _ => true,
+    }
+}
+
+/// Keeps this node's own names known. Runs until it is dropped.
+pub(super) async fn run(names: Arc<Names>) {
+    let mut ticks = interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        names.keep_up().await;
+    }
+}
+
+impl Node {
+    /// Publishes `name` for a model, under this node's key.
+    pub async fn set_name(&self, name: &str, model: &str) -> Result<NameInfo, NodeError> {
+        check_name(name).map_err(|error| NodeError::Invalid(error.to_string()))?;
+        let model = self.resolve(model).await?;
+        let names = &self.parts.names;
+        let record = names.sign(name, model).await?;
+        names.put(record.clone()).await;
+        Ok(view(&record))
+    }
+
+    /// What `PEER/NAME` means, asking anew.
+    pub async fn name(&self, text: &str) -> Result<NameInfo, NodeError> {
+        let full: FullName = text.parse().map_err(|error| invalid(text, &error))?;
+        Ok(view(&self.look_up(&full).await?))
+    }
+
+    /// The model that `text` means: an id, here or not; an alias; first digits of the id of a model that
+    /// is here; or a signed name, `PEER/NAME`.
+    pub(super) async fn resolve(&self, text: &str) -> Result<ModelId, NodeError> {
+        let unknown = match self.parts.store.resolve(text) {
+            Ok(id) => return Ok(id),
+            Err(error @ ResolveError::Unknown { .. }) => error,
+            Err(error) => return Err(error.into()),
+        };
+        let full: FullName = match text.parse() {
+            Ok(full) => full,
+            Err(NotAFullName::NoSlash) => return Err(unknown.into()),
+            // Aliases may have slashes too, and so have names from elsewhere.
+            Err(error @ NotAFullName::Peer(_)) if !text.starts_with("12D3KooW") => {
+                return Err(NodeError::NotFound(format!("{unknown}, and {error}")));
+            }
+            Err(error) => return Err(invalid(text, &error)),
+        };
+        let fresh = self.parts.names.fresh.lock().expect("no panics while held").get(&full).copied();
+        match fresh {
+            Some((at, model)) if at.elapsed() < FRESH => Ok(model),
+            _ => Ok(self.look_up(&full).await?.name().model),
+        }
+    }
+
+    /// The latest record of a name. This node's own are known without asking; others' are asked for
+    /// everywhere, because the latest counts.
+    async fn look_up(&self, full: &FullName) -> Result<SignedName, NodeError> {
+        let names = &self.parts.names;
+        if full.publisher == self.parts.id {
+            let own = names.book.own(&full.name);
+            return own.ok_or_else(|| NodeError::NotFound(format!("this node has published no name {full}")));
+        }
+        let patience = Instant::now().max(self.parts.started + PATIENCE_AT_START) + PATIENCE;
+        loop {
+            let answers = names.swarm.name(full).await?;
+            let verdict = names.book.judge(full, &answers, swarm::clock_unix()).await;
+            match verdict.map_err(|error| NodeError::Failed(error.to_string()))? {
+                Verdict::Current(record, _) => {
+                    let mut fresh = names.fresh.lock().expect("no panics while held");
+                    if FRESH_MAX <= fresh.len() {
+                        fresh.retain(|_, (at, _)| at.elapsed() < FRESH);
+                    }
+                    if fresh.len() < FRESH_MAX {
+                        fresh.insert(full.clone(), (Instant::now(), record.name().model));
+                    }
+                    return Ok(record);
+                }
+                Verdict::Expired if patience < Instant::now() => {
+                    let why = "its last record has expired, and nobody reachable has a later one";
+                    return Err(NodeError::NotFound(format!("the name {full}: {why}")));
+                }
+                Verdict::Unknown if patience < Instant::now() => {
+                    return Err(NodeError::NotFound(format!("nobody reachable knows the name {full}")));
+                }
+                Verdict::Expired | Verdict::Unknown => sleep(LOOK_AGAIN).await,
+            }
+        }
+    }
+}
+
+fn view(record: &SignedName) -> NameInfo {
+    let name = record.name();
+    NameInfo {
+        name: name.name.clone(),
+        peer: name.publisher.to_string(),
+        model: name.model.to_string(),
+        sequence: name.sequence,
+        expires: name.expires,
+    }
+}
+
+fn invalid(text: &str, error: &NotAFullName) -> NodeError {
+    match error {
+        NotAFullName::NoSlash => NodeError::Invalid(format!("{text:?} is no signed name: write PEER/NAME")),
+        error => NodeError::Invalid(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_put_at_once_again_when_it_is_old_and_soon_when_nobody_took_it() {
+        let at = Instant::now();
+        let put = |taken| Some(Put { sequence: 7, at, taken });
+        assert!(is_due(None, 7, 1, at));
+        assert!(!is_due(None, 7, 0, at), "there is nobody to take it");
+        assert!(is_due(put(true), 8, 1, at), "another record");
+        assert!(!is_due(put(true), 7, 1, at + PUT_AGAIN / 2));
+        assert!(is_due(put(true), 7, 1, at + PUT_AGAIN));
+        assert!(!is_due(put(false), 7, 1, at + PUT_AGAIN_FAILED / 2));
+        assert!(is_due(put(false), 7, 1, at + PUT_AGAIN_FAILED));
+    }
+}
