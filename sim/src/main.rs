@@ -1,13 +1,11 @@
 //! `surf-sim`: simulated swarms, and measurements of real nodes.
 
+mod commands;
+
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use surf_sim::{
-    bench::{self, Failed},
-    net::Manner,
-    scenario::Scenario,
-};
+use surf_sim::bench::{self, Failed};
 
 /// Simulated swarms, and measurements of real nodes.
 #[derive(Parser)]
@@ -19,24 +17,16 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs a swarm of honest and hostile peers on a simulated network, once for each seed.
-    Run {
-        /// How many seeds, from 0.
-        #[arg(long, default_value_t = 10)]
-        seeds: u64,
-        /// Nodes that download.
-        #[arg(long, default_value_t = 4)]
-        downloaders: u8,
-        /// Chunks in the model.
-        #[arg(long, default_value_t = 60)]
-        chunks: u32,
-        /// Whether liars, stallers and others are among the seeds.
-        #[arg(long)]
-        hostile: bool,
-    },
+    /// Runs a scenario on a simulated network, once for each seed.
+    Run(commands::Run),
+    /// Works out what a swarm of a size that cannot be simulated would cost and take.
+    Scale(commands::Scale),
     /// Measures real nodes.
     #[command(subcommand)]
     Bench(Bench),
+    #[cfg(target_os = "linux")]
+    #[command(subcommand)]
+    Lab(surf_sim::lab::cli::Command),
 }
 
 #[derive(Subcommand)]
@@ -52,6 +42,9 @@ enum Bench {
         /// Folder for the files.
         #[arg(long, default_value = ".")]
         dir: PathBuf,
+        /// `surf-node`; by default the one beside this program.
+        #[arg(long)]
+        program: Option<PathBuf>,
     },
     /// A Llama with random weights in bf16, beside transformers.
     Engine {
@@ -89,6 +82,21 @@ enum Bench {
         #[arg(long)]
         python: Option<PathBuf>,
     },
+    /// Who has what, in a swarm of real control planes on loopback.
+    Lookup {
+        /// Nodes in the swarm.
+        #[arg(long, default_value_t = 32)]
+        nodes: usize,
+        /// Nodes that join and look up.
+        #[arg(long, default_value_t = 10)]
+        fresh: usize,
+        /// Keys that each of those looks up.
+        #[arg(long, default_value_t = 20)]
+        lookups: usize,
+        /// Keys that each node of the swarm announces besides its model's.
+        #[arg(long, default_value_t = 20)]
+        keys: usize,
+    },
     #[command(hide = true)]
     QuinnServe { file: PathBuf },
     #[command(hide = true)]
@@ -99,8 +107,11 @@ enum Bench {
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
-        Command::Run { seeds, downloaders, chunks, hostile } => run(seeds, downloaders, chunks, hostile),
+        Command::Run(run) => run.execute(),
+        Command::Scale(scale) => scale.execute(),
         Command::Bench(command) => measure(command),
+        #[cfg(target_os = "linux")]
+        Command::Lab(command) => surf_sim::lab::cli::run(command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -111,30 +122,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(seeds: u64, downloaders: u8, chunks: u32, hostile: bool) -> Result<(), Failed> {
-    use Manner::{Boasts, HangsUp, Honest, Lies, Stalls};
-    let manners = if hostile { vec![Honest, Lies, Stalls, HangsUp, Boasts] } else { vec![Honest] };
-    let scenario = Scenario { seeds: manners, downloaders, chunks, chunk_size: 64 * 1024, rate: 12_500_000 };
-    println!("{:>6} {:>10} {:>12} {:>12} {:>8}  trace", "seed", "seconds", "seed sent", "wasted", "events");
-    for seed in 0..seeds {
-        let outcome = scenario.run(seed).map_err(Failed)?;
-        println!(
-            "{seed:>6} {:>10.2} {:>12} {:>12} {:>8}  {}",
-            outcome.took.as_secs_f64(),
-            outcome.seeds_sent[0],
-            outcome.traffic.iter().map(|traffic| traffic.wasted).sum::<u64>(),
-            outcome.trace.0,
-            &outcome.trace.1[..16],
-        );
-    }
-    Ok(())
-}
-
 fn measure(command: Bench) -> Result<(), Failed> {
     let this = std::env::current_exe()?;
     match command {
-        Bench::Transfer { mib, rounds, dir } => {
-            let program = this.with_file_name("surf-node");
+        Bench::Transfer { mib, rounds, dir, program } => {
+            let program = program.unwrap_or_else(|| this.with_file_name("surf-node"));
             let options = bench::transfer::Options { program, this, size: mib << 20, rounds, dir };
             print(&bench::transfer::run(&options)?)
         }
@@ -155,6 +147,10 @@ fn measure(command: Bench) -> Result<(), Failed> {
             let options =
                 bench::engine::Options { shape, prompt, tokens, rounds, dir, this, python, share: 0.3 };
             print(&bench::engine::run(&options)?)
+        }
+        Bench::Lookup { nodes, fresh, lookups, keys } => {
+            let options = bench::lookup::Options { nodes, fresh, lookups, keys };
+            print(&asynchronous(bench::lookup::run(&options))?)
         }
         Bench::QuinnServe { file } => asynchronous(bench::quinn::serve(&file)),
         Bench::QuinnGet { addr, peer } => {

@@ -19,6 +19,7 @@ use surf_node::{
     api::PublishRequest,
     config,
     engine::{Event, Prompt, Request},
+    members::Members,
 };
 use tokio::sync::mpsc;
 
@@ -162,8 +163,14 @@ fn settings(dir: &Path, memory: u64) -> Config {
     Config {
         data_dir: dir.to_owned(),
         store: config::Store { dir: dir.join("store"), quota: u64::MAX },
-        swarm: config::Swarm { listen: any, bootstrap: Vec::new(), mdns: false },
-        transfer: config::Transfer { listen: any },
+        members: Members::default(),
+        swarm: config::Swarm {
+            listen: any,
+            bootstrap: Vec::new(),
+            mdns: false,
+            relay: config::Relay::default(),
+        },
+        transfer: config::Transfer { listen: any, limits: config::Limits::default() },
         fetch: config::Fetch::default(),
         engine: config::Engine { memory, device: config::Device::Cpu, dtype: config::Precision::Auto },
         rpc: config::Rpc { listen: any, token: None },
@@ -195,7 +202,7 @@ fn read(mut command: Command) -> Result<Run, Failed> {
 }
 
 /// Writes a folder as `save_pretrained` does, in bf16. Returns the bytes of the weights.
-fn write_model(dir: &Path, shape: &Shape) -> Result<u64, Failed> {
+pub(crate) fn write_model(dir: &Path, shape: &Shape) -> Result<u64, Failed> {
     fs::create_dir_all(dir)?;
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",

@@ -3,9 +3,11 @@
 //!
 //! - [`transfer`]: the program moves a file over loopback, beside bare quinn.
 //! - [`engine`]: the program runs a Llama of a given shape, beside transformers.
+//! - [`lookup`]: control planes find out who has something, and what being found costs.
 //! - [`process`]: what a process has used, as the kernel tells.
 
 pub mod engine;
+pub mod lookup;
 pub mod process;
 pub mod quinn;
 pub mod transfer;
@@ -38,7 +40,7 @@ impl From<io::Error> for Failed {
 }
 
 /// The middle one.
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
