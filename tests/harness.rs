@@ -12,7 +12,7 @@ use std::{
 };
 
 use serde_json::Value;
-use surf_node::{Config, Node, config};
+use surf_node::{Config, Node, config, members::Members};
 use tempfile::TempDir;
 
 /// The models with recorded outputs, and what is tested with them.
@@ -39,8 +39,14 @@ pub fn config(dir: &Path, bootstrap: &[String], memory: u64) -> Config {
     Config {
         data_dir: dir.to_owned(),
         store: config::Store { dir: dir.join("store"), quota: 64 << 30 },
-        swarm: config::Swarm { listen: any, bootstrap: bootstrap.to_vec(), mdns: false },
-        transfer: config::Transfer { listen: any },
+        members: Members::default(),
+        swarm: config::Swarm {
+            listen: any,
+            bootstrap: bootstrap.to_vec(),
+            mdns: false,
+            relay: config::Relay::default(),
+        },
+        transfer: config::Transfer { listen: any, limits: config::Limits::default() },
         fetch: config::Fetch::default(),
         engine: config::Engine { memory, device: config::Device::Cpu, dtype: config::Precision::F32 },
         rpc: config::Rpc { listen: any, token: None },
@@ -89,9 +95,9 @@ impl Process {
     }
 
     /// Starts it in a network namespace, on all addresses there, with multicast DNS.
-    pub fn join_in_namespace(namespace: &str) -> Self {
+    pub fn join_in_namespace(namespace: &str, extra: &[&str]) -> Self {
         let temporary = tempfile::tempdir().expect("a temporary directory");
-        let mut process = Self::spawn(temporary.path(), &[], Some(namespace.to_owned()));
+        let mut process = Self::spawn(temporary.path(), extra, Some(namespace.to_owned()));
         process.temporary = Some(temporary);
         process
     }

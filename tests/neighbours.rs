@@ -47,7 +47,7 @@ fn neighbours_find_each_other_and_share_a_model() {
         eprintln!("skipped: network namespaces cannot be made here (root and iproute2 are needed)");
         return;
     };
-    let [a, b] = ENDS.map(|(namespace, _)| Process::join_in_namespace(namespace));
+    let [a, b] = ENDS.map(|(namespace, _)| Process::join_in_namespace(namespace, &[]));
     let folder = tiny_surfer();
     let published = a.done(&["publish", folder.to_str().expect("UTF-8")]);
     let model = published["model"].as_str().expect("a model id");

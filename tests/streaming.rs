@@ -15,6 +15,7 @@ use surf_node::{
     fetch::{Directory, Key},
     identity::Identity,
     journal::Event,
+    members::Members,
     source::{Library, SourceError},
     store::Store,
     swarm, transfer,
@@ -22,7 +23,7 @@ use surf_node::{
 use surf_protocol::{Bitmap, ChunkId, ModelId};
 use surf_tests::{TestNode, fixture, start, tiny_surfer};
 use tokio::{
-    sync::{Mutex, mpsc},
+    sync::{Mutex, mpsc, watch},
     time::sleep,
 };
 
@@ -109,6 +110,10 @@ impl Library for Slow {
         self.store.manifest(model)
     }
 
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.store.changes()
+    }
+
     fn have(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bitmap>, SourceError>> {
         self.store.have(model)
     }
@@ -127,11 +132,14 @@ async fn a_cold_start_computes_before_the_model_is_here_and_fetches_nothing_twic
     let publisher = start(&[], PLENTY).await;
     let model = publish(&publisher.node, &tiny_surfer()).await;
     let (identity, any) = (Identity::generate(), SocketAddr::from(([127, 0, 0, 1], 0)));
-    let endpoint = transfer::Endpoint::bind(&identity, &config::Transfer { listen: any }).unwrap();
+    let config = config::Transfer { listen: any, limits: config::Limits::default() };
+    let endpoint = transfer::Endpoint::bind(&identity, &config, &Members::default()).unwrap();
     let slow = Slow { store: publisher.node.store().clone(), turn: Mutex::default() };
     endpoint.serve(Arc::new(slow)).unwrap();
-    let control = config::Swarm { listen: any, bootstrap: Vec::new(), mdns: false };
-    let (swarm, listening) = swarm::start(&identity, &control, endpoint.local_addr()).await.unwrap();
+    let control =
+        config::Swarm { listen: any, bootstrap: Vec::new(), mdns: false, relay: config::Relay::default() };
+    let (swarm, listening) =
+        swarm::start(&identity, &control, &Members::default(), endpoint.local_addr()).await.unwrap();
     let id = model.parse().unwrap();
     swarm.announce(id, vec![Key::Model(id)]).await.unwrap();
 
