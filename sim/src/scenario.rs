@@ -95,7 +95,7 @@ pub struct Network {
     pub regions: Vec<Vec<Span>>,
     /// How long a look-up in the directory takes, half of it more or less.
     pub look_up: Span,
-    /// How many providers of a key the directory keeps: Kademlia's K.
+    /// How many providers of a key one look-up names, by the dice: Kademlia's K.
     pub providers: usize,
 }
 

@@ -85,7 +85,9 @@ pub async fn run(
         }
         // What is wanted is said at once, what came in between together.
         tokio::select! {
+            biased;
             () = sleep_until(rested) => tokio::select! {
+                biased;
                 changed = changes.changed() => if changed.is_err() { return },
                 _ = wishes.changed() => {}
             },

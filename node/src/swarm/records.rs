@@ -21,6 +21,7 @@ use libp2p::{
         store::{Error, RecordStore, Result},
     },
 };
+use rand::seq::IteratorRandom;
 
 use super::names::Names;
 
@@ -29,6 +30,12 @@ const RECORDS_MAX: usize = 1 << 17;
 
 /// Records of one provider. As many as an honest node announces.
 const RECORDS_PER_PROVIDER: usize = super::KEYS_MAX + super::MODELS_MAX;
+
+/// Records of one key. As many as start a popular model together, so that those who have all of it are not crowded out.
+const RECORDS_PER_KEY: usize = 256;
+
+/// Records of one key that are told at a time, others each time: what fits in a message.
+const TOLD_MAX: usize = K_VALUE.get();
 
 /// What keys begin with, by what they are of.
 pub(super) const MODEL: u8 = b'm';
@@ -90,7 +97,7 @@ impl Records {
         };
         record.expires = Some(now + life);
         if let Some(held) = self.keys.get(&record.key)
-            && K_VALUE.get() <= held.len()
+            && RECORDS_PER_KEY <= held.len()
             && held.iter().all(|held| held.provider != record.provider)
         {
             let others = held.iter().filter(|held| held.provider != self.me);
@@ -161,7 +168,7 @@ impl RecordStore for Records {
         } else {
             let full = RECORDS_MAX <= self.count
                 || self.providers.get(&record.provider).is_some_and(|p| RECORDS_PER_PROVIDER <= p.records)
-                || self.keys.get(&record.key).is_some_and(|held| K_VALUE.get() <= held.len());
+                || self.keys.get(&record.key).is_some_and(|held| RECORDS_PER_KEY <= held.len());
             if full && !ours {
                 return Err(Error::MaxProvidedKeys);
             }
@@ -181,15 +188,16 @@ impl RecordStore for Records {
         Ok(())
     }
 
+    /// A few of those who provide `key`, by the dice: whoever asks often, or asks several, hears of all.
     fn providers(&self, key: &RecordKey) -> Vec<ProviderRecord> {
-        let held = self.keys.get(key).into_iter().flatten();
-        held.map(|held| ProviderRecord {
+        let held = self.keys.get(key).into_iter().flatten().sample(&mut rand::rng(), TOLD_MAX);
+        let record = |held: &Held| ProviderRecord {
             key: key.clone(),
             provider: held.provider,
             expires: held.expires,
             addresses: self.addrs(&held.provider),
-        })
-        .collect()
+        };
+        held.into_iter().map(record).collect()
     }
 
     /// Nothing: libp2p would announce all of it again in one go. `announcements` does that.
@@ -213,7 +221,7 @@ impl RecordStore for Records {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::HashSet, time::Duration};
 
     use super::*;
 
@@ -243,14 +251,21 @@ mod tests {
     fn the_freshest_are_named_and_each_kind_lives_as_long_as_it_should() {
         let now = tokio::time::Instant::now().into_std();
         let mut records = Records::new(PeerId::random());
-        let peers: Vec<_> = (0..=K_VALUE.get()).map(|_| PeerId::random()).collect();
+        let peers: Vec<_> = (0..=RECORDS_PER_KEY).map(|_| PeerId::random()).collect();
         for (at, peer) in peers.iter().enumerate() {
             records.offer(record(1, *peer, None), now + Duration::from_secs(at as u64)).unwrap();
         }
         let key = record(1, peers[0], None).key;
-        let named: Vec<_> = records.providers(&key).into_iter().map(|record| record.provider).collect();
-        assert_eq!(named, peers[1..], "the one that said so longest ago makes room");
-        assert_eq!(records.count, K_VALUE.get());
+        let told = |records: &Records| -> HashSet<PeerId> {
+            records.providers(&key).into_iter().map(|record| record.provider).collect()
+        };
+        assert_eq!((told(&records).len(), records.count), (TOLD_MAX, RECORDS_PER_KEY));
+        let all: HashSet<PeerId> = (0..1000).flat_map(|_| told(&records)).collect();
+        assert_eq!(
+            all,
+            peers[1..].iter().copied().collect(),
+            "all are told in time; the one that said so longest ago made room"
+        );
 
         let mut of_model = record(1, peers[0], None);
         of_model.key = RecordKey::from([&[MODEL][..], &[7; 32]].concat());
@@ -282,7 +297,7 @@ mod tests {
     fn what_has_expired_makes_room() {
         let now = tokio::time::Instant::now().into_std();
         let mut records = Records::new(PeerId::random());
-        let peers: Vec<_> = (0..=K_VALUE.get()).map(|_| PeerId::random()).collect();
+        let peers: Vec<_> = (0..=RECORDS_PER_KEY).map(|_| PeerId::random()).collect();
         for peer in &peers[1..] {
             records.add_provider(record(1, *peer, Some(now + Duration::from_secs(1)))).unwrap();
         }

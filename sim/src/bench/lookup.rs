@@ -89,7 +89,7 @@ pub async fn run(options: &Options) -> Result<Report, Failed> {
         peer.handle.announce(model(at), keys).await.map_err(|error| Failed::to("announce", error))?;
     }
     for peer in &peers {
-        until("announce", || 1 + options.keys as u64 <= peer.handle.load().keys).await?;
+        until("announce", || peer.handle.load().keys > options.keys as u64).await?;
     }
     let announcing: Vec<_> = peers.iter().map(|peer| peer.handle.load()).collect();
     sleep(REST).await;

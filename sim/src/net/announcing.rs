@@ -76,7 +76,7 @@ async fn run(net: Arc<Net>, node: usize, life: u64, plan: Arc<Mutex<Announcement
 async fn announce(net: Arc<Net>, node: usize, life: u64, key: Key) {
     sleep_until(net.look_up_ends()).await;
     let mut state = net.state();
-    if *state.sites[node].life.borrow() == life {
+    if state.sites[node].life == life {
         state.records.add(node, key);
         state.trace.event(Event::Announces { node });
     }

@@ -2,6 +2,7 @@
 
 use std::{
     future::pending,
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -55,7 +56,7 @@ impl Net {
         let (connected, answer) = {
             let mut state = self.state();
             let now = Instant::now();
-            let peer_life = *state.sites[peer].life.borrow();
+            let peer_life = state.sites[peer].life;
             let there = peer_life % 2 == 1 && self.cut(&state, me, peer, now).is_none();
             let connected = state.connected.contains(&(me, peer));
             let round_trip = self.latency(&mut state, me, peer) + self.latency(&mut state, peer, me);
@@ -135,7 +136,7 @@ impl Net {
 
     fn standing(&self, state: &State, path: Path) -> Standing {
         let changed =
-            |node: usize, life| !state.sites[node].is_here() || *state.sites[node].life.borrow() != life;
+            |node: usize, life| !state.sites[node].is_here() || state.sites[node].life != life;
         let ends = [(path.from, path.from_life), (path.to, path.to_life)];
         match ends.into_iter().find(|&(node, life)| changed(node, life)) {
             Some((node, _)) if state.sites[node].silent && !state.sites[node].is_here() => Standing::Silent,
@@ -158,11 +159,19 @@ impl Net {
 
     /// Ends when a node is not there any more; never, if it does not say so.
     pub(super) async fn departure(&self, node: usize, life: u64) {
-        let mut lives = self.state().sites[node].life.subscribe();
-        // The sender stays as long as the network.
-        let _ = lives.wait_for(|now| *now != life).await;
-        if self.state().sites[node].silent {
-            pending().await
+        let changed = Arc::clone(&self.state().sites[node].changed);
+        loop {
+            let mut change = pin!(changed.notified());
+            change.as_mut().enable();
+            let (now, silent) = {
+                let site = &self.state().sites[node];
+                (site.life, site.silent)
+            };
+            match now == life {
+                true => change.await,
+                false if silent => return pending().await,
+                false => return,
+            }
         }
     }
 }

@@ -36,7 +36,10 @@ use std::{
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use surf_protocol::NodeId;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 pub use shelf::{Room, Shelf};
 pub use view::View;
@@ -90,7 +93,7 @@ pub struct Weather {
     pub round_trips: Vec<Vec<Duration>>,
     /// How long a look-up takes, about.
     pub look_up: Duration,
-    /// Providers that the directory keeps of a key.
+    /// Providers of a key that one look-up names.
     pub providers_max: usize,
     /// When some groups cannot reach the others.
     pub partitions: Vec<(Range<Duration>, BTreeSet<usize>)>,
@@ -149,7 +152,9 @@ struct Site {
     up: Lane,
     down: Lane,
     /// Counts arrivals and departures: odd while it is here.
-    life: watch::Sender<u64>,
+    life: u64,
+    /// Notified when that changes. (Not a `watch`: that wakes those who wait by dice of its own.)
+    changed: Arc<Notify>,
     /// Whether it left without a word.
     silent: bool,
     serving: Serving,
@@ -159,7 +164,12 @@ struct Site {
 
 impl Site {
     fn is_here(&self) -> bool {
-        *self.life.borrow() % 2 == 1
+        self.life % 2 == 1
+    }
+
+    fn begin_or_end_life(&mut self) {
+        self.life += 1;
+        self.changed.notify_waiters();
     }
 }
 
@@ -190,7 +200,7 @@ impl Net {
             trace,
             sites: Vec::new(),
             numbers: HashMap::new(),
-            records: Records::new(weather.providers_max),
+            records: Records::default(),
             connected: BTreeSet::new(),
         };
         Arc::new(Self {
@@ -216,7 +226,8 @@ impl Net {
             shelf: Arc::new(Shelf::new(Arc::clone(&self.model), place.room)),
             up: Lane::new(place.up, now),
             down: Lane::new(place.down, now),
-            life: watch::Sender::new(0),
+            life: 0,
+            changed: Arc::default(),
             silent: false,
             serving: Serving::default(),
             ledger: Ledger::new(self.model.chunks(), self.model.chunk_size(), now),
@@ -231,10 +242,10 @@ impl Net {
         let mut state = self.state();
         let now = Instant::now();
         let site = &mut state.sites[node];
-        site.life.send_modify(|life| *life += 1);
+        site.begin_or_end_life();
         site.ledger.starts(now);
         site.serving = Serving::default();
-        let (id, life, shelf) = (site.id, *site.life.borrow(), Arc::clone(&site.shelf));
+        let (id, life, shelf) = (site.id, site.life, Arc::clone(&site.shelf));
         state.connected.retain(|&(_, other)| other != node);
         state.trace.event(Event::Joins { node });
         drop(state);
@@ -250,7 +261,7 @@ impl Net {
         site.silent = silently;
         site.up.clear(now);
         site.down.clear(now);
-        site.life.send_modify(|life| *life += 1);
+        site.begin_or_end_life();
         state.connected.retain(|&(a, b)| a != node && (b != node || silently));
         state.trace.event(Event::Leaves { node, silently });
     }

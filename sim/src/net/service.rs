@@ -60,7 +60,7 @@ impl Net {
             let now = Instant::now();
             let size = self.model.chunk_size();
             let request = Request { peer: state.sites[to].id, chunk: Some(self.model.entry(chunk).id), size };
-            let life = *state.sites[from].life.borrow();
+            let life = state.sites[from].life;
             let serving = &mut state.sites[from].serving;
             let ticket = serving.policy.ask(request, now)?;
             serving.waiting.insert(ticket, called);
@@ -83,7 +83,7 @@ impl Net {
             sleep(TICK).await;
             let mut state = self.state();
             let site = &mut state.sites[from];
-            if *site.life.borrow() != life {
+            if site.life != life {
                 return;
             }
             site.serving.call(Instant::now());
@@ -105,7 +105,7 @@ impl Turn {
     fn with(&self, change: impl FnOnce(&mut Serving, Ticket, Instant)) {
         let mut state = self.net.state();
         let site = &mut state.sites[self.from];
-        if *site.life.borrow() == self.life {
+        if site.life == self.life {
             let now = Instant::now();
             change(&mut site.serving, self.ticket, now);
             site.serving.call(now);

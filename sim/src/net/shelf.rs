@@ -28,7 +28,8 @@ pub struct Shelf {
     model: Arc<Model>,
     room: Room,
     held: Mutex<Held>,
-    changes: watch::Sender<u64>,
+    /// One for each who listens: those who listen to one are woken by dice that are not ours.
+    listeners: Mutex<Vec<watch::Sender<u64>>>,
 }
 
 #[derive(Debug)]
@@ -52,7 +53,7 @@ impl Shelf {
     pub fn new(model: Arc<Model>, room: Room) -> Self {
         let chunks = model.chunks();
         let held = Held { has: Bitmap::none(chunks), used: vec![0; chunks], uses: 0 };
-        Self { model, room, held: Mutex::new(held), changes: watch::Sender::new(0) }
+        Self { model, room, held: Mutex::new(held), listeners: Mutex::default() }
     }
 
     /// Puts chunks there, whatever the room.
@@ -60,13 +61,13 @@ impl Shelf {
         let mut held = self.held();
         positions.into_iter().for_each(|at| held.has.insert(at));
         drop(held);
-        self.changes.send_modify(|count| *count += 1);
+        self.changed();
     }
 
     /// Takes everything away.
     pub fn clear(&self) {
         self.held().has = Bitmap::none(self.model.chunks());
-        self.changes.send_modify(|count| *count += 1);
+        self.changed();
     }
 
     /// Which chunks are here.
@@ -109,8 +110,19 @@ impl Shelf {
         held.uses += 1;
         held.used[at] = held.uses;
         drop(held);
-        self.changes.send_modify(|count| *count += 1);
+        self.changed();
         Kept::For(victims)
+    }
+
+    /// Tells all who listen, in the order in which they began.
+    fn changed(&self) {
+        let mut listeners = self.listeners();
+        listeners.retain(|listener| !listener.is_closed());
+        listeners.iter().for_each(|listener| listener.send_modify(|count| *count += 1));
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Vec<watch::Sender<u64>>> {
+        self.listeners.lock().expect("no panics while held")
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -125,7 +137,9 @@ impl Library for Shelf {
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+        let (listener, changes) = watch::channel(0);
+        self.listeners().push(listener);
+        changes
     }
 
     fn have(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bitmap>, SourceError>> {

@@ -87,6 +87,7 @@ impl Directory for View {
                 node != self.me && there
             });
             found.shuffle(&mut state.dice);
+            found.truncate(self.net.weather.providers_max);
             state.trace.event(Event::LooksUp { node: self.me, found: found.len() });
             Ok(found
                 .into_iter()

@@ -81,18 +81,20 @@ impl Life {
             Arc::clone(view.shelf()) as _,
             Arc::clone(&view) as _,
             move || vec![Arc::clone(&manifest)],
-            wanted,
+            Arc::clone(&wanted),
         ));
         let fetching = match self.wants {
             Wants::Nothing => return std::future::pending().await,
             Wants::All | Wants::InOrder => fetcher(view, self.seed),
         };
         let source = fetching.model(Arc::clone(model.manifest()));
+        let wanting = wanted.want(model.manifest().id());
         let wish = Wish { net, model, source, node: self.node };
         match self.wants {
             Wants::Nothing | Wants::All => wish.all().await,
             Wants::InOrder => wish.in_order(self.ahead, self.compute).await,
         }
+        drop(wanting);
         net.finished(self.node);
         // The fetcher lives on, as it does in a node that has what it wanted.
         std::future::pending().await

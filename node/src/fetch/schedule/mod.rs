@@ -264,6 +264,14 @@ impl Schedule {
         self.wanted.get(&model).copied().unwrap_or(0)
     }
 
+    /// Whether `peer` claims something of `model` that is wanted.
+    pub fn has_wanted(&self, peer: NodeId, model: ModelId) -> bool {
+        let has = self.claims.get(&model).and_then(|claims| claims.get(&peer));
+        has.is_some_and(|has| {
+            self.wants.values().any(|want| want.model == model && has.contains(want.position))
+        })
+    }
+
     /// `peer` has sent wrong bytes: it is not asked again. Returns the requests to it: cancel them.
     #[must_use]
     pub fn lied(&mut self, peer: NodeId, now: Instant) -> Vec<u64> {

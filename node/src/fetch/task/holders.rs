@@ -38,6 +38,9 @@ const LOST_INTERVAL: Duration = Duration::from_secs(5);
 const SILENT_FIRST: Duration = Duration::from_secs(1);
 const SILENT_MAX: Duration = Duration::from_secs(60);
 
+/// Where there are more, one that has had nothing we want for this long makes room for another.
+const USELESS: Duration = Duration::from_secs(1);
+
 /// How long holders are listened to after the last wish: the next often follows soon.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -72,6 +75,8 @@ pub(super) struct Known {
 struct Listened {
     job: AbortHandle,
     heard: bool,
+    /// When it was last seen to have something that is wanted, or was asked what it has.
+    useful: Instant,
 }
 
 /// A peer that did not say what it has.
@@ -149,6 +154,7 @@ impl Task {
                 let met: Vec<NodeId> = self.peers.keys().copied().collect();
                 let named: Vec<NodeId> = peers.iter().map(|peer| peer.id).collect();
                 peers.into_iter().for_each(|peer| self.remember(peer));
+                self.make_room(model, &named, now);
                 // Those that are named come first; others may have it all the same.
                 named.into_iter().chain(met).for_each(|peer| self.listen(model, peer, now));
             }
@@ -209,6 +215,29 @@ impl Task {
         }
     }
 
+    /// Stops listening to peers that have nothing we want, if otherwise there would be no room for those that
+    /// are new: in a large crowd most have nothing yet, and the few who have everything must be found.
+    fn make_room(&mut self, model: ModelId, named: &[NodeId], now: Instant) {
+        let Some(known) = self.models.get_mut(&model) else { return };
+        let new = named.iter().filter(|id| !known.listened.contains_key(id)).count();
+        let surplus = (known.listened.len() + new).saturating_sub(LISTENED_MAX).min(new);
+        for (&peer, listened) in &mut known.listened {
+            if self.schedule.has_wanted(peer, model) {
+                listened.useful = now;
+            }
+        }
+        let useless = known.listened.iter().filter(|(_, listened)| listened.useful + USELESS <= now);
+        let mut useless: Vec<(Instant, NodeId)> =
+            useless.map(|(&peer, listened)| (listened.useful, peer)).collect();
+        useless.sort_unstable();
+        for (_, peer) in useless.into_iter().take(surplus) {
+            if let Some(listened) = known.listened.remove(&peer) {
+                listened.job.abort();
+                self.schedule.unclaim(peer, model);
+            }
+        }
+    }
+
     /// Listens to what `peer` has of `model`, if there is room and a chance that it says it.
     fn listen(&mut self, model: ModelId, peer: NodeId, now: Instant) {
         let Some(known) = self.models.get_mut(&model) else { return };
@@ -220,7 +249,7 @@ impl Task {
         let Some(at) = self.peers.get(&peer).cloned() else { return };
         let manifest = Arc::clone(&known.manifest);
         let job = tokio::spawn(listen(self.asker.clone(), at, manifest, self.reporter.clone()));
-        known.listened.insert(peer, Listened { job: job.abort_handle(), heard: false });
+        known.listened.insert(peer, Listened { job: job.abort_handle(), heard: false, useful: now });
     }
 
     /// Tells those who wait who has what they ask for: once someone is known, or when nobody is left
