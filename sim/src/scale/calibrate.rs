@@ -3,7 +3,6 @@
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
-use surf_node::config::Size;
 
 use super::spread::Crowd;
 use crate::{
@@ -12,17 +11,13 @@ use crate::{
     scenario::Scenario,
 };
 
-/// Bytes in the chunks with which the real code is run. Links are as much slower as they are smaller than
-/// a chunk of 2 MiB, so a second is a second.
-const CHUNK: u64 = 256 << 10;
-
 /// A fit of the model to the real code.
 #[derive(Clone, Debug, Serialize)]
 pub struct Calibration {
-    /// How long a round is, beside the time in which a chunk passes a link.
+    /// How long a round is with one node, beside the time in which a chunk passes a link.
     pub stretch: f64,
-    /// Seconds that come on top: meeting, looking up, connecting.
-    pub start_s: f64,
+    /// How much longer with each doubling of the crowd: more ask the same, and wait for each other.
+    pub per_doubling: f64,
     /// The largest error of the fit, beside what was measured.
     pub error_max: f64,
     /// What was measured.
@@ -44,21 +39,14 @@ pub struct Point {
 }
 
 impl Calibration {
-    /// Runs the scenario `herd` with crowds of these sizes, and fits a line through what it takes.
+    /// Runs the scenario `herd` with crowds of these sizes, and fits what a round takes, and takes more with each doubling.
     pub fn measure(sizes: &[usize], seeds: u64, neighbours: usize) -> Result<Self, Breach> {
         let herd = Scenario::open("herd").expect("it comes along, and a test reads it");
-        let scale = herd.chunk_size() / CHUNK;
+        let crowd = herd.group("downloads").expect("the herd has downloads");
+        let chunk_s = herd.chunk_size() as f64 / herd.nodes[crowd].down.bytes_per_s as f64;
         let mut points = Vec::new();
-        let mut chunk_s = 0.0;
         for &nodes in sizes {
             let mut scenario = herd.clone();
-            scenario.model.chunk = Size::Bytes(CHUNK);
-            for group in &mut scenario.nodes {
-                (group.up.bytes_per_s, group.down.bytes_per_s) =
-                    (group.up.bytes_per_s / scale, group.down.bytes_per_s / scale);
-                chunk_s = CHUNK as f64 / group.up.bytes_per_s as f64;
-            }
-            let crowd = scenario.group("downloads").expect("the herd has downloads");
             scenario.nodes[crowd].count = nodes;
             let run = Run::new(scenario);
             let outcomes = (0..seeds).map(|seed| run.seed(seed, None)).collect::<Result<Vec<_>, _>>()?;
@@ -72,31 +60,44 @@ impl Calibration {
 
     /// Least squares of relative errors: a second of a short run counts as much as ten of a long one.
     fn fit(mut points: Vec<Point>, chunk_s: f64) -> Self {
-        let sum = |term: &dyn Fn(f64, f64, f64) -> f64| -> f64 {
-            let terms = points.iter().map(|point| {
-                let (x, y) = (f64::from(point.rounds) * chunk_s, point.measured_s);
-                term(x, y, 1.0 / (y * y))
-            });
-            terms.sum()
+        // Of what was measured, the share that an unstretched round makes up, and that times the doublings.
+        let shares: Vec<(f64, f64)> = points
+            .iter()
+            .map(|point| {
+                let share = f64::from(point.rounds) * chunk_s / point.measured_s;
+                (share, share * doublings(point.nodes))
+            })
+            .collect();
+        let sum = |term: &dyn Fn(f64, f64) -> f64| -> f64 { shares.iter().map(|&(u, v)| term(u, v)).sum() };
+        let (u, v) = (sum(&|u, _| u), sum(&|_, v| v));
+        let (uu, uv, vv) = (sum(&|u, _| u * u), sum(&|u, v| u * v), sum(&|_, v| v * v));
+        let spread = uu * vv - uv * uv;
+        // With one size nothing is known of others.
+        let (stretch, per_doubling) = match spread > 1e-9 * uu * uu {
+            true => ((u * vv - v * uv) / spread, (v * uu - u * uv) / spread),
+            false => (u / uu, 0.0),
         };
-        let (w, x, y) = (sum(&|_, _, w| w), sum(&|x, _, w| w * x), sum(&|_, y, w| w * y));
-        let (xx, xy) = (sum(&|x, _, w| w * x * x), sum(&|x, y, w| w * x * y));
-        let spread = w * xx - x * x;
-        // With one size, or sizes that take the same, there is no line: all of it is stretch.
-        let stretch = if spread > 1e-9 * w * xx { (w * xy - x * y) / spread } else { xy / xx };
-        let start_s = if spread > 1e-9 * w * xx { (y - stretch * x) / w } else { 0.0 };
+        let mut fit = Self { stretch, per_doubling, error_max: 0.0, points: Vec::new(), chunk_s };
         for point in &mut points {
-            point.predicted_s = start_s + stretch * f64::from(point.rounds) * chunk_s;
+            point.predicted_s = fit.predict(point.nodes, point.rounds);
+            fit.error_max = fit.error_max.max((point.predicted_s / point.measured_s - 1.0).abs());
         }
-        let off = points.iter().map(|point| (point.predicted_s / point.measured_s - 1.0).abs());
-        let error_max = off.fold(0.0, f64::max);
-        Self { stretch, start_s, error_max, points, chunk_s }
+        Self { points, ..fit }
+    }
+
+    /// How long a round is with so many nodes, beside the time in which a chunk passes a link.
+    pub fn stretch(&self, nodes: usize) -> f64 {
+        self.stretch + self.per_doubling * doublings(nodes)
     }
 
     /// Seconds that so many rounds take on the links with which it was measured.
-    pub fn predict(&self, rounds: u32) -> f64 {
-        self.start_s + self.stretch * f64::from(rounds) * self.chunk_s
+    pub fn predict(&self, nodes: usize, rounds: u32) -> f64 {
+        self.stretch(nodes) * f64::from(rounds) * self.chunk_s
     }
+}
+
+fn doublings(nodes: usize) -> f64 {
+    (nodes.max(1) as f64).log2()
 }
 
 #[cfg(test)]
@@ -104,16 +105,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_found_again() {
-        let point = |nodes, rounds: u32| {
-            let measured_s = 0.5 + 1.25 * f64::from(rounds) * 0.2;
+    fn a_growth_is_found_again() {
+        let point = |nodes: usize, rounds: u32| {
+            let measured_s = (1.05 + 0.08 * doublings(nodes)) * f64::from(rounds) * 0.2;
             Point { nodes, rounds, measured_s, predicted_s: 0.0 }
         };
         let fit = Calibration::fit(vec![point(1, 64), point(4, 70), point(16, 80)], 0.2);
-        assert!(
-            (fit.stretch - 1.25).abs() < 1e-9 && (fit.start_s - 0.5).abs() < 1e-9 && fit.error_max < 1e-9
-        );
-        let one = Calibration::fit(vec![point(1, 64)], 0.2);
-        assert!((one.predict(64) - one.points[0].measured_s).abs() < 1e-9);
+        let off = [fit.stretch - 1.05, fit.per_doubling - 0.08, fit.error_max];
+        assert!(off.iter().all(|off| off.abs() < 1e-9), "{off:?}");
+        let one = Calibration::fit(vec![point(4, 64)], 0.2);
+        assert!((one.predict(4, 64) - one.points[0].measured_s).abs() < 1e-9);
     }
 }

@@ -105,7 +105,7 @@ fn row(nodes: usize, load: Load, fit: &Calibration, options: &Options, dice: &mu
         more + (more - few) / (CHUNKS[1] - CHUNKS[0]) as f64 * (chunks - CHUNKS[1] as f64)
     };
     let chunk_s = options.chunk as f64 / options.rate as f64;
-    let seconds = |rounds: f64| fit.start_s + rounds * chunk_s * fit.stretch;
+    let seconds = |rounds: f64| rounds * chunk_s * fit.stretch(nodes);
     let all_s = seconds(along(&|rounds| f64::from(rounds.all)));
     let one_copy_s = options.model as f64 / options.rate as f64;
     Row {
@@ -158,11 +158,11 @@ fn assumptions(options: &Options, announcing: &Announcing, fit: &Calibration) ->
             CHUNKS[1]
         ),
         format!(
-            "from the real code with {:?} nodes: a round is {:.3} times as long as a chunk at full rate, and {:.2} s come \
-             on top; the fit is off by {:.1} % at most",
+            "from the real code with {:?} nodes: a round is {:.3} times as long as a chunk at full rate, and {:.3} times \
+             more with each doubling, of larger crowds and models too; the fit is off by {:.1} % at most",
             fit.points.iter().map(|point| point.nodes).collect::<Vec<_>>(),
             fit.stretch,
-            fit.start_s,
+            fit.per_doubling,
             100.0 * fit.error_max
         ),
     ]
@@ -222,7 +222,7 @@ mod tests {
     fn the_model_predicts_what_the_real_code_does_with_sizes_that_it_has_not_seen() {
         let seen = Calibration::measure(&[1, 4, 12], 1, 40).unwrap();
         for unseen in Calibration::measure(&[2, 8], 1, 40).unwrap().points {
-            let predicted = seen.predict(unseen.rounds);
+            let predicted = seen.predict(unseen.nodes, unseen.rounds);
             let off = predicted / unseen.measured_s - 1.0;
             assert!(off.abs() < TOLERANCE, "{} nodes: {predicted} s, off by {off}", unseen.nodes);
         }
