@@ -55,11 +55,12 @@ impl Schedule {
         }
         let wide = (rate * delay) as u64;
         let enough = wide.clamp(IN_FLIGHT_BYTES_MODEST, IN_FLIGHT_BYTES_TOTAL_MAX);
+        let unkept: u64 = self.flights.values().map(|flight| flight.size).sum();
+        let all_busy = enough <= owed || enough.max(UNKEPT_BYTES_MODEST) <= unkept;
         let usual = self.wants.values().next().map_or(0, |want| u64::from(want.chunk.size));
         let open = self.peers.iter().filter(|(_, peer)| {
             let slow = peer.flights.is_empty() && SLOW < peer.expected(usual);
-            let most = if slow { IN_FLIGHT_BYTES_TOTAL_MAX } else { enough };
-            owed < most && peer.has_room(now)
+            (!all_busy || slow && owed < IN_FLIGHT_BYTES_TOTAL_MAX) && peer.has_room(now)
         });
         open.map(|(&id, _)| id).collect()
     }

@@ -5,11 +5,14 @@ use std::time::Duration;
 /// Bytes outstanding at one peer. Covers a gigabit at a quarter of a second.
 pub(super) const IN_FLIGHT_BYTES_MAX: u64 = 32 << 20;
 
-/// Bytes outstanding at all peers together, when nothing calls for more: what a crash costs, and what
-/// chunks that have half come take in memory.
+/// Bytes outstanding at all peers together, when nothing calls for more.
 pub(super) const IN_FLIGHT_BYTES_MODEST: u64 = 10 << 20;
 
-/// The same, when the bandwidth times the delay calls for it, or many slow peers do.
+/// Bytes of all chunks that were asked for and are not kept yet, however much of them has come, when nothing
+/// calls for more: what a crash costs, and what they take in memory. One more chunk may be added to these.
+pub(super) const UNKEPT_BYTES_MODEST: u64 = 12 << 20;
+
+/// Bytes outstanding at all peers together, when the bandwidth times the delay calls for it, or many slow peers do.
 pub(super) const IN_FLIGHT_BYTES_TOTAL_MAX: u64 = 64 << 20;
 
 /// Requests outstanding at one peer, for models of many small chunks.
@@ -63,10 +66,11 @@ pub(super) const FAILURES_BELIEVED_MAX: u32 = 6;
 pub(super) const DEADLINE_WINDOW: f64 = 1.0;
 
 /// That, at least, in bytes: before rates are known, and on slow links.
-pub(super) const DEADLINE_WINDOW_MIN: u64 = 8 << 20;
+pub(super) const DEADLINE_WINDOW_MIN: u64 = 12 << 20;
 
-/// Of that, a herd takes so much at a time rarest first: the less, the more of it wants the same chunk.
-pub(super) const DEADLINE_STEP: u64 = 4 << 20;
+/// Of that, a herd takes so much at a time rarest first: less, and all want the same chunk; more, and what is needed
+/// first comes with the rest.
+pub(super) const DEADLINE_STEP: u64 = 12 << 20;
 
 /// Requests for one chunk at once.
 pub(super) const ASKED_TWICE: usize = 2;
