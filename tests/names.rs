@@ -245,6 +245,8 @@ async fn a_publisher_that_comes_back_goes_on_publishing() {
         }
     };
     timeout(SOON, known).await.expect("it is put again");
+    // `c` may have asked the publisher itself, a moment before that puts it.
+    sleep(Duration::from_secs(5)).await;
     // And `b` keeps it when the publisher has gone.
     a.node.stop().await;
     drop(a);

@@ -3,13 +3,11 @@
 //! nftables as home routers are: addresses are translated, and what nobody asked for is dropped. Both homes
 //! have the same private addresses, as homes do. Where this cannot be made, the tests say so and are skipped.
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{process::Command, time::Duration};
 
 use serde_json::Value;
 use surf_tests::{Process, tiny_surfer};
+use tokio::time::Instant;
 
 /// How long meeting and pulling may take: AutoNAT and a relay, on a busy machine.
 const SOON: Duration = Duration::from_secs(90);

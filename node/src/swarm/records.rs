@@ -272,7 +272,7 @@ mod tests {
         records.offer(of_model.clone(), now).unwrap();
         records.sweep(now + MODEL_LIFE);
         assert!(records.providers(&of_model.key).is_empty() && !records.providers(&key).is_empty());
-        records.sweep(now + OTHER_LIFE + Duration::from_secs(60));
+        records.sweep(now + OTHER_LIFE + Duration::from_secs(RECORDS_PER_KEY as u64));
         assert_eq!((records.count, records.providers.len(), records.keys.len()), (0, 0, 0));
     }
 

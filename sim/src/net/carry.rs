@@ -135,8 +135,7 @@ impl Net {
     }
 
     fn standing(&self, state: &State, path: Path) -> Standing {
-        let changed =
-            |node: usize, life| !state.sites[node].is_here() || state.sites[node].life != life;
+        let changed = |node: usize, life| !state.sites[node].is_here() || state.sites[node].life != life;
         let ends = [(path.from, path.from_life), (path.to, path.to_life)];
         match ends.into_iter().find(|&(node, life)| changed(node, life)) {
             Some((node, _)) if state.sites[node].silent && !state.sites[node].is_here() => Standing::Silent,
