@@ -48,8 +48,9 @@ const SERVED_PER_PEER_MAX: usize = 16;
 /// line idle while their receivers acknowledge.
 const UNDER_WAY_MIN: u64 = 1024 * 1024;
 
-/// A receiver that takes nothing for this long does not count as being served.
-const STUCK: Duration = Duration::from_secs(1);
+/// A receiver that takes nothing for this long does not count as being served. One that was killed and is back soon
+/// waits this long for what its former self was given.
+const STUCK: Duration = Duration::from_millis(500);
 
 /// A peer that has waited this long since it was last served goes first. More than [`WAIT_MAX`]: it
 /// should not have to. Counted by peer, or who asks for more at once would get more.
