@@ -50,6 +50,10 @@ pub struct Report {
     pub cpu_receive: f64,
     /// CPU seconds per GiB of bare quinn, both ends.
     pub cpu_quinn: f64,
+    /// Seconds that it takes to write as many bytes to new files, and nothing else.
+    pub write_s: f64,
+    /// CPU seconds per GiB of that.
+    pub cpu_write: f64,
     /// Most bytes of memory of the publisher while it publishes, mapped files aside.
     pub memory_publish: u64,
     /// Most bytes of memory of the publisher while it serves.
@@ -67,12 +71,11 @@ pub fn run(options: &Options) -> Result<Report, Failed> {
     write_noise(&file, options.size)?;
     let mut rounds = Vec::new();
     // The first round does not count: the memory of a virtual machine that nobody has used yet costs its host a fault a
-    // page, seconds for a GiB, which whatever comes later does not pay. What a round has written goes before the next.
+    // page, seconds for a GiB, which whatever comes later does not pay.
     for round in 0..=options.rounds {
-        let dir = work.path().join(format!("round-{round}"));
-        let mut report = pull(options, &dir, &folder)?;
-        fs::remove_dir_all(&dir)?;
+        let mut report = pull(options, &work.path().join(format!("round-{round}")), &folder)?;
         quinn(options, &file, &mut report)?;
+        write(options, work.path(), &mut report)?;
         let counts = if round == 0 { ", to warm up" } else { "" };
         eprintln!(
             "round {round}{counts}: pull {:.2} s, quinn {:.2} s, ratio {:.2}",
@@ -95,6 +98,8 @@ pub fn run(options: &Options) -> Result<Report, Failed> {
         cpu_send: middle(|r| r.cpu_send),
         cpu_receive: middle(|r| r.cpu_receive),
         cpu_quinn: middle(|r| r.cpu_quinn),
+        write_s: middle(|r| r.write_s),
+        cpu_write: middle(|r| r.cpu_write),
         memory_publish: most(|r| r.memory_publish),
         memory_send: most(|r| r.memory_send),
         memory_receive: most(|r| r.memory_receive),
@@ -155,6 +160,23 @@ fn quinn(options: &Options, file: &Path, report: &mut Report) -> Result<(), Fail
     let said: Value = serde_json::from_slice(&client.stdout).map_err(|error| Failed::to("read", error))?;
     report.quinn_s = said["seconds"].as_f64().unwrap_or(f64::NAN);
     report.cpu_quinn = (served + said["cpu_s"].as_f64().unwrap_or(f64::NAN)) / gib;
+    Ok(())
+}
+
+/// What the disk's part of a pull costs by itself: files of a chunk's size, one after the other.
+fn write(options: &Options, work: &Path, report: &mut Report) -> Result<(), Failed> {
+    const CHUNK: usize = 2 << 20;
+    let folder = work.join("written");
+    fs::create_dir(&folder)?;
+    let bytes = vec![7; CHUNK];
+    let (started, before) = (tokio::time::Instant::now(), cpu_seconds(std::process::id()));
+    for at in 0..options.size / CHUNK as u64 {
+        fs::write(folder.join(at.to_string()), &bytes)?;
+    }
+    report.write_s = started.elapsed().as_secs_f64();
+    let gib = options.size as f64 / (1u64 << 30) as f64;
+    report.cpu_write = (cpu_seconds(std::process::id()) - before) / gib;
+    fs::remove_dir_all(&folder)?;
     Ok(())
 }
 

@@ -42,8 +42,9 @@ pub async fn run(lab: &Lab) -> Result<Report, Failed> {
         rounds.push((ours, theirs));
     }
     let names = ["pull_s", "quinn_s", "of_quinn", "publish_s", "cpu_send", "cpu_receive", "cpu_quinn"];
+    let disk = ["write_s", "cpu_write"];
     let memory = ["memory_publish", "memory_send", "memory_receive"];
-    for name in names.into_iter().chain(memory) {
+    for name in names.into_iter().chain(disk).chain(memory) {
         let values = rounds.iter().filter_map(|(ours, _)| ours[name].as_f64()).collect();
         report.value(name, round(median(values)));
     }
