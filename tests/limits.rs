@@ -49,6 +49,8 @@ async fn a_pull_is_as_fast_as_the_limits_of_both_sides_allow() {
     let slow = tokio::spawn(async move { pulling.pull(&model, mpsc::channel(1).0).await.unwrap() });
     sleep(Duration::from_secs(6)).await;
     assert!(!slow.is_finished());
+    let transfer = second.node.status().await.transfers.swap_remove(0).progress;
+    assert_eq!(transfer.reason.as_deref(), Some("own_limit"), "{:?}", transfer.note);
     limit(&second, None, Some("none"));
     let pulled = timeout(Duration::from_secs(30), slow).await.expect("in time").unwrap();
     // It was longer than what counts as a stall, and still nobody was given up.

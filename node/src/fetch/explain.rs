@@ -35,6 +35,8 @@ pub enum Reason {
     NobodyAnswers(usize),
     /// So many chunks are only at this peer, which cannot be asked now.
     SoleHolderAway(usize, NodeId),
+    /// This node lets in no more than so many bytes per second.
+    Limited(u64),
     /// So many of so many peers have stalled.
     Stalled(usize, usize),
     /// So many chunks come from an origin, because no peer has them.
@@ -45,8 +47,9 @@ pub enum Reason {
     SoleHolder(usize, NodeId),
 }
 
-/// What a download is doing, and what slows it down.
-pub fn explain(standing: &Standing) -> (Phase, Option<Reason>) {
+/// What a download is doing, and what slows it down. `limit`: bytes per second that this node's own limit lets in, if
+/// something waits for it.
+pub fn explain(standing: &Standing, limit: Option<u64>) -> (Phase, Option<Reason>) {
     let outlook = &standing.outlook;
     if outlook.wanted == 0 {
         return (Phase::Done, None);
@@ -72,6 +75,7 @@ pub fn explain(standing: &Standing) -> (Phase, Option<Reason>) {
         _ if 0 < outlook.lost => Some(Reason::Lost(outlook.lost)),
         _ if count(good) == 0 => Some(Reason::NobodyAnswers(holders.len())),
         Some((peer, chunks)) if away(peer) => Some(Reason::SoleHolderAway(chunks, peer)),
+        _ if limit.is_some() => limit.map(Reason::Limited),
         _ if 0 < stalled => Some(Reason::Stalled(stalled, holders.len())),
         _ if 0 < relayed => Some(Reason::Relayed(relayed, holders.len())),
         Some((peer, chunks)) if 1 < holders.len() && SOLE_SHARE * outlook.wanted as f64 <= chunks as f64 => {
@@ -102,6 +106,7 @@ impl Reason {
             Self::Lost(_) => "lost_chunks",
             Self::NobodyAnswers(_) => "nobody_answers",
             Self::SoleHolderAway(..) => "sole_holder_away",
+            Self::Limited(_) => "own_limit",
             Self::Stalled(..) => "stalled_peers",
             Self::FromOrigin(_) => "from_origin",
             Self::Relayed(..) => "relayed_peers",
@@ -121,6 +126,9 @@ impl fmt::Display for Reason {
             Self::NobodyAnswers(n) => write!(f, "none of {n} peers answers"),
             Self::SoleHolderAway(n, peer) => {
                 write!(f, "waiting for the only holder of {}, {peer}", chunks(n))
+            }
+            Self::Limited(rate) => {
+                write!(f, "held to {:.2} MB/s by this node's download limit", *rate as f64 / 1e6)
             }
             Self::Stalled(n, of) => write!(f, "{n} of {of} peers stalled"),
             Self::FromOrigin(n) => write!(f, "no peer has {}: from the origin", chunks(n)),
@@ -149,9 +157,11 @@ mod tests {
 
     #[test]
     fn a_download_that_runs_is_not_explained() {
-        assert_eq!(explain(&standing(0, 0, Vec::new())), (Phase::Done, None));
+        assert_eq!(explain(&standing(0, 0, Vec::new()), None), (Phase::Done, None));
         let runs = standing(9, 4, vec![holder(1, HolderState::Good)]);
-        assert_eq!(explain(&runs), (Phase::Fetching, None));
+        assert_eq!(explain(&runs, None), (Phase::Fetching, None));
+        let (_, reason) = explain(&runs, Some(500_000));
+        assert_eq!(reason.unwrap().to_string(), "held to 0.50 MB/s by this node's download limit");
     }
 
     #[test]
@@ -159,20 +169,20 @@ mod tests {
         let stalled = HolderState::Stalled(Duration::from_secs(9));
         let peer = NodeId([1; 32]);
         let nobody = standing(9, 0, Vec::new());
-        assert_eq!(explain(&nobody), (Phase::Looking, Some(Reason::NobodyHasIt)));
-        assert_eq!(explain(&Standing { looking: true, ..nobody }), (Phase::Looking, None));
+        assert_eq!(explain(&nobody, None), (Phase::Looking, Some(Reason::NobodyHasIt)));
+        assert_eq!(explain(&Standing { looking: true, ..nobody }, None), (Phase::Looking, None));
         let silent = standing(9, 0, vec![holder(1, stalled), holder(2, stalled)]);
-        assert_eq!(explain(&silent), (Phase::Waiting, Some(Reason::NobodyAnswers(2))));
+        assert_eq!(explain(&silent, None), (Phase::Waiting, Some(Reason::NobodyAnswers(2))));
         let mut sole = standing(20, 6, vec![holder(1, stalled), holder(2, HolderState::Good)]);
         sole.outlook.sole = Some((peer, 14));
-        let (_, reason) = explain(&sole);
+        let (_, reason) = explain(&sole, None);
         assert_eq!(reason, Some(Reason::SoleHolderAway(14, peer)));
         let text = reason.unwrap().to_string();
         assert!(text.starts_with("waiting for the only holder of 14 chunks, 12D3Koo"), "{text}");
         sole.outlook.lost = 3;
-        assert_eq!(explain(&sole).1, Some(Reason::Lost(3)));
+        assert_eq!(explain(&sole, None).1, Some(Reason::Lost(3)));
         let mut relayed = standing(9, 4, (0..3).map(|n| holder(n, HolderState::Good)).collect());
         relayed.outlook.holders.iter_mut().take(2).for_each(|holder| holder.route = Route::Relayed);
-        assert_eq!(explain(&relayed).1.unwrap().to_string(), "2 of 3 peers relayed");
+        assert_eq!(explain(&relayed, None).1.unwrap().to_string(), "2 of 3 peers relayed");
     }
 }

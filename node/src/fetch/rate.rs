@@ -70,6 +70,13 @@ impl Limiter {
         self.bucket().rate
     }
 
+    /// The rate, if something waits for it now.
+    pub fn holds_up(&self) -> Option<u64> {
+        let mut bucket = self.bucket();
+        bucket.advance(Instant::now());
+        bucket.rate.filter(|_| bucket.released < bucket.taken)
+    }
+
     /// The same from now on, for those too who wait already.
     pub fn set(&self, rate: Option<u64>) {
         self.bucket().set(rate, Instant::now());
@@ -348,6 +355,6 @@ mod tests {
         timeout(Duration::from_secs(5), next.pass()).await.expect("moved up");
         limiter.set(None);
         limiter.queue(1 << 40).pass().await;
-        assert_eq!(limiter.rate(), None);
+        assert_eq!((limiter.rate(), limiter.holds_up()), (None, None));
     }
 }

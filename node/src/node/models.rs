@@ -58,7 +58,7 @@ impl Node {
         let (store, fetcher) = (&self.parts.store, &self.parts.fetcher);
         let listed = view::Listed::new(self, manifest.id().to_string());
         let told = |pull: &publish::Pull| {
-            let now = view::pulling(pull);
+            let now = view::pulling(pull, self.held_to());
             listed.update(&now);
             tell(&progress, now);
         };

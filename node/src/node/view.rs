@@ -69,11 +69,16 @@ impl Node {
             let progress = PullProgress {
                 bytes: here.map(|chunk| u64::from(chunk.size)).sum(),
                 total: manifest.size(),
-                ..moving(&standing, &standing.traffic)
+                ..moving(&standing, &standing.traffic, self.held_to())
             };
             transfers.push(TransferStatus { model: id, purpose: "inference".to_owned(), progress });
         }
         transfers
+    }
+
+    /// Bytes per second that our limit lets in, if a download waits for it.
+    pub(super) fn held_to(&self) -> Option<u64> {
+        self.parts.endpoint.limits().down.holds_up()
     }
 
     /// How much may move.
@@ -200,20 +205,21 @@ impl Drop for Listed<'_> {
     }
 }
 
-pub(super) fn pulling(pull: &Pull) -> PullProgress {
+/// How a pull stands; `limit` as for [`explain`].
+pub(super) fn pulling(pull: &Pull, limit: Option<u64>) -> PullProgress {
     let left = pull.total - pull.bytes;
     PullProgress {
         bytes: pull.bytes,
         total: pull.total,
         rate: pull.rate,
         eta_s: left.checked_div(pull.rate),
-        ..moving(&pull.standing, &pull.traffic)
+        ..moving(&pull.standing, &pull.traffic, limit)
     }
 }
 
 /// How the fetching of a model stands, of which `traffic` has come.
-fn moving(standing: &Standing, traffic: &Traffic) -> PullProgress {
-    let (phase, reason) = explain(standing);
+fn moving(standing: &Standing, traffic: &Traffic, limit: Option<u64>) -> PullProgress {
+    let (phase, reason) = explain(standing, limit);
     PullProgress {
         fetched_bytes: traffic.fetched(),
         wasted_bytes: traffic.wasted,
