@@ -17,7 +17,9 @@ use surf_protocol::{
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    PeerTraffic, body, dial,
+    PeerTraffic,
+    body::{self, Quic},
+    dial,
     limits::UNUSED_MAX,
     peers::{Peers, Registered, Side},
     proof::{self, Prover},
@@ -166,7 +168,9 @@ async fn exchange(
     recv.read_exact(&mut header).await?;
     Ok(match wire::decode_reply(&header)? {
         Reply::Refused(refusal) => Err(refusal),
-        Reply::Found { size } => Ok(Body { size, pieces: body::pieces(recv, size, link, Arc::clone(down)) }),
+        Reply::Found { size } => {
+            Ok(Body { size, pieces: body::pieces(Quic { recv, link }, size, Arc::clone(down)) })
+        }
     })
 }
 

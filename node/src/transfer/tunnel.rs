@@ -9,29 +9,25 @@ mod tests;
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use futures::{
-    AsyncReadExt, AsyncWriteExt, StreamExt,
-    stream::{self, BoxStream},
-};
+use futures::{AsyncReadExt, AsyncWriteExt};
 use surf_protocol::{
     NodeId,
     wire::{self, Refusal, Reply, Request},
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::{
-    body::HELD,
+    body::{self, Wire},
     peers::{Passage, Peers, Side},
 };
 use crate::fetch::{
     Body, DialError, Duplex, Tunnel,
-    rate::{Limiter, PIECE_MAX, Place},
+    rate::{Limiter, PIECE_MAX},
 };
 
 /// How long the addresses of a peer have for themselves before a tunnel is tried beside them. A peer that can
@@ -117,16 +113,9 @@ impl Tunnels {
         let failed = |cause: String| DialError { addr: addr.clone(), cause };
         let passage = self.peers.passage(peer, Side::Dialled, tunnelled.link);
         let passage = passage.map_err(|unwanted| failed(unwanted.to_string()))?;
-        let reading = Reading {
-            stream: tunnelled.stream,
-            passage,
-            addr: addr.clone(),
-            left: 0,
-            size: 0,
-            down: Arc::clone(&self.down),
-            held: None,
-        };
-        let asked = exchange(reading, &request).await.map_err(|error| failed(error.to_string()))?;
+        let reading = Reading { stream: tunnelled.stream, passage, addr: addr.clone() };
+        let asked = exchange(reading, &request, &self.down).await;
+        let asked = asked.map_err(|error| failed(error.to_string()))?;
         self.remember(peer);
         if let Err(refusal @ Refusal::Relayed) = asked {
             self.stumble(failed(refusal.to_string()).to_string());
@@ -159,7 +148,11 @@ impl Tunnels {
     }
 }
 
-async fn exchange(mut reading: Reading, request: &Request) -> Result<Result<Body, Refusal>, BoxError> {
+async fn exchange(
+    mut reading: Reading,
+    request: &Request,
+    down: &Arc<Limiter>,
+) -> Result<Result<Body, Refusal>, BoxError> {
     let request = wire::encode_request(request);
     let stream = &mut reading.stream;
     stream.write_all(&request).await?;
@@ -171,71 +164,27 @@ async fn exchange(mut reading: Reading, request: &Request) -> Result<Result<Body
     reading.passage.moved(request.len(), 1 + header.len());
     Ok(match wire::decode_reply(&header)? {
         Reply::Refused(refusal) => Err(refusal),
-        Reply::Found { size } => Ok(Body { size, pieces: Reading { size, left: size, ..reading }.pieces() }),
+        Reply::Found { size } => Ok(Body { size, pieces: body::pieces(reading, size, Arc::clone(down)) }),
     })
 }
 
-/// A body, as it comes. Dropping it tells the peer to stop.
+/// A stream on which a body comes.
 struct Reading {
     stream: Box<dyn Duplex>,
     passage: Passage,
     addr: String,
-    left: u64,
-    size: u64,
-    down: Arc<Limiter>,
-    /// What has come and may not pass yet.
-    held: Option<(Bytes, Place)>,
 }
 
-impl Reading {
-    fn pieces(self) -> BoxStream<'static, Result<Bytes, DialError>> {
-        stream::unfold(Some(self), async |reading| {
-            let mut reading = reading?;
-            match reading.next().await {
-                Ok(bytes) => bytes.map(|bytes| (Ok(bytes), Some(reading))),
-                Err(cause) => Some((Err(DialError { addr: reading.addr.clone(), cause }), None)),
-            }
-        })
-        .boxed()
-    }
-
-    /// The next bytes, or none of them if they wait for the limit for long.
-    async fn next(&mut self) -> Result<Option<Bytes>, String> {
-        if self.held.is_none() {
-            let Some(bytes) = self.read().await? else { return Ok(None) };
-            // What is told without end is told to nobody's cost.
-            if self.down.rate().is_none() || self.size == wire::ENDLESS {
-                return Ok(Some(bytes));
-            }
-            let place = self.down.queue(bytes.len());
-            self.held = Some((bytes, place));
-        }
-        let passed = match &mut self.held {
-            Some((_, place)) => timeout(HELD, place.pass()).await.is_ok(),
-            None => false,
-        };
-        let held = if passed { self.held.take() } else { None };
-        Ok(Some(held.map_or_else(Bytes::new, |(bytes, _)| bytes)))
-    }
-
-    async fn read(&mut self) -> Result<Option<Bytes>, String> {
-        if self.left == 0 {
-            return Ok(None);
-        }
-        let mut piece = BytesMut::zeroed(usize::try_from(self.left).unwrap_or(PIECE_MAX).min(PIECE_MAX));
+impl Wire for Reading {
+    async fn read(&mut self, most: usize) -> Result<Bytes, String> {
+        let mut piece = BytesMut::zeroed(most.min(PIECE_MAX));
         let got = self.stream.read(&mut piece).await.map_err(|error| error.to_string())?;
-        if got == 0 {
-            return Err(format!("ended after {} of {} bytes", self.size - self.left, self.size));
-        }
         piece.truncate(got);
-        self.left -= got as u64;
         self.passage.moved(0, got);
-        Ok(Some(piece.freeze()))
+        Ok(piece.freeze())
     }
-}
 
-impl fmt::Debug for Reading {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reading").field("addr", &self.addr).field("left", &self.left).finish_non_exhaustive()
+    fn addr(&self) -> String {
+        self.addr.clone()
     }
 }

@@ -12,7 +12,11 @@ pub mod process;
 pub mod quinn;
 pub mod transfer;
 
-use std::{fmt, io};
+use std::{
+    fmt, fs,
+    io::{self, Write},
+    path::Path,
+};
 
 /// A measurement that could not be made, in words.
 #[derive(Debug)]
@@ -43,4 +47,20 @@ impl From<io::Error> for Failed {
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Writes `size` bytes that do not compress or repeat, the same for the same size and kind.
+pub(crate) fn write_noise(path: &Path, kind: &[u8], size: u64) -> Result<(), Failed> {
+    let mut noise = blake3::Hasher::new().update(kind).finalize_xof();
+    let mut file = fs::File::create(path)?;
+    let mut block = vec![0; 4 << 20];
+    let mut left = size;
+    while 0 < left {
+        let now = (block.len() as u64).min(left) as usize;
+        noise.fill(&mut block[..now]);
+        file.write_all(&block[..now])?;
+        left -= now as u64;
+    }
+    file.sync_all()?;
+    Ok(())
 }

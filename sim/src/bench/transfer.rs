@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
 };
@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::{
     Failed, median,
     process::{Watch, cpu_seconds},
+    write_noise,
 };
 
 /// What to measure.
@@ -68,7 +69,7 @@ pub fn run(options: &Options) -> Result<Report, Failed> {
     let folder = work.path().join("model");
     fs::create_dir(&folder)?;
     let file = folder.join("weights.bin");
-    write_noise(&file, options.size)?;
+    write_noise(&file, b"surf-sim bench", options.size)?;
     let mut rounds = Vec::new();
     // The first round does not count: the memory of a virtual machine that nobody has used yet costs its host a fault a
     // page, seconds for a GiB, which whatever comes later does not pay.
@@ -177,22 +178,6 @@ fn write(options: &Options, work: &Path, report: &mut Report) -> Result<(), Fail
     let gib = options.size as f64 / (1u64 << 30) as f64;
     report.cpu_write = (cpu_seconds(std::process::id()) - before) / gib;
     fs::remove_dir_all(&folder)?;
-    Ok(())
-}
-
-/// Bytes that do not compress or repeat, the same for the same size.
-fn write_noise(path: &Path, size: u64) -> Result<(), Failed> {
-    let mut noise = blake3::Hasher::new().update(b"surf-sim bench").finalize_xof();
-    let mut file = fs::File::create(path)?;
-    let mut block = vec![0; 4 << 20];
-    let mut left = size;
-    while 0 < left {
-        let now = (block.len() as u64).min(left) as usize;
-        noise.fill(&mut block[..now]);
-        file.write_all(&block[..now])?;
-        left -= now as u64;
-    }
-    file.sync_all()?;
     Ok(())
 }
 

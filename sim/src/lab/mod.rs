@@ -23,15 +23,11 @@ pub mod relay;
 pub mod report;
 pub mod rogue;
 
-use std::{
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use net::Rate;
 
-use crate::bench::Failed;
+use crate::bench::{Failed, write_noise};
 
 /// What every figure can be told.
 #[derive(Clone, Debug)]
@@ -109,20 +105,4 @@ impl Lab {
     pub fn note(&self, text: &str) {
         eprintln!("{text}");
     }
-}
-
-/// Writes `size` bytes of noise of its own kind.
-pub(crate) fn write_noise(path: &Path, kind: &[u8], size: u64) -> Result<(), Failed> {
-    let mut noise = blake3::Hasher::new().update(kind).finalize_xof();
-    let mut file = fs::File::create(path)?;
-    let mut block = vec![0; 4 << 20];
-    let mut left = size;
-    while 0 < left {
-        let now = (block.len() as u64).min(left) as usize;
-        noise.fill(&mut block[..now]);
-        file.write_all(&block[..now])?;
-        left -= now as u64;
-    }
-    file.sync_all()?;
-    Ok(())
 }

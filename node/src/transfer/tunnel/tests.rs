@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use futures::future::BoxFuture;
+use futures::{StreamExt, future::BoxFuture};
 use surf_protocol::{Bitmap, Chunk, ChunkId, ModelId};
 use tokio::{
     sync::{mpsc, watch},

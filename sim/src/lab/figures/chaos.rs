@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::SETTLE;
 use crate::{
-    bench::{Failed, median},
+    bench::{Failed, median, write_noise},
     lab::{
         Lab,
         net::Network,
@@ -20,7 +20,6 @@ use crate::{
         process::{Node, Process},
         report::{OneCopy, Report, round},
         rogue::Manner,
-        write_noise,
     },
 };
 use plan::{Fault, HOSTS, Plan, RECEIVERS, SEEDS};
