@@ -146,8 +146,7 @@ fn assumptions(options: &Options, announcing: &Announcing, fit: &Calibration) ->
             *rate as f64 * 8e-6
         ),
         format!(
-            "everyone knows {neighbours} others, drawn from all; a directory that names the same few to all would make these a \
-             bottleneck, which `surf-sim run crowd-1000` shows and this does not"
+            "everyone knows {neighbours} others, drawn from all, as those are that a directory names by the dice"
         ),
         format!(
             "chunks spread in rounds, one given and one taken by everyone; beyond {} chunks of {:.1} MiB each one more costs \
