@@ -126,7 +126,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if !self.passed {
-            self.limiter.bucket().give_back(self.bytes, Instant::now());
+            self.limiter.bucket().give_back(self.bytes, self.end, Instant::now());
         }
     }
 }
@@ -171,10 +171,14 @@ impl Bucket {
         (0. < missing).then(|| Duration::from_secs_f64((missing / rate as f64).clamp(1e-3, 1e6)))
     }
 
-    /// What was taken will not pass.
-    fn give_back(&mut self, bytes: u64, now: Instant) {
+    /// What was taken up to `end` will not pass. At the end of the queue that is as if it had never been there; from
+    /// within, those behind move up, and so may those before, at the cost of whoever comes next.
+    fn give_back(&mut self, bytes: u64, end: f64, now: Instant) {
         self.advance(now);
-        self.released += bytes as f64;
+        match end == self.taken {
+            true => self.taken -= bytes as f64,
+            false => self.released += bytes as f64,
+        }
         self.advance(now);
     }
 
@@ -271,8 +275,8 @@ mod tests {
                         bucket.set(rate, now);
                         burst = rate.map_or(burst, |rate| burst.max(rate as f64 * BURST));
                     }
-                    Step::GiveBack => if let Some((bytes, _)) = waiting.pop_back() {
-                        bucket.give_back(bytes, now);
+                    Step::GiveBack => if let Some((bytes, end)) = waiting.pop_back() {
+                        bucket.give_back(bytes, end, now);
                     },
                 }
                 while let Some(&(bytes, end)) = waiting.front() {
