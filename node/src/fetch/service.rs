@@ -52,6 +52,13 @@ const UNDER_WAY_MIN: u64 = 1024 * 1024;
 /// waits this long for what its former self was given.
 const STUCK: Duration = Duration::from_millis(500);
 
+/// The same on a slow line, on which nobody's turn to take something comes that soon: the more are served on it, the
+/// later, and were they taken for stuck, still more would be.
+const STUCK_MAX: Duration = Duration::from_secs(3);
+
+/// What a receiver is expected to take at a time.
+const TAKEN: f64 = 64.0 * 1024.0;
+
 /// A peer that has waited this long since it was last served goes first. More than [`WAIT_MAX`]: it
 /// should not have to. Counted by peer, or who asks for more at once would get more.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -269,15 +276,23 @@ impl Service {
 impl Service {
     /// Whether as many are served as should be.
     fn is_full(&self, now: Instant) -> bool {
-        let moving = self.served.values().filter(|served| !self.is_stuck(served, now));
+        let patience = self.patience();
+        let moving = self.served.values().filter(|served| !self.is_stuck(served, patience, now));
         let (count, left) = moving.fold((0, 0), |(count, left), served| (count + 1, left + served.left()));
         self.slots.count() <= count && UNDER_WAY_MIN <= left
     }
 
-    fn is_stuck(&self, served: &Served, now: Instant) -> bool {
+    fn is_stuck(&self, served: &Served, patience: Duration, now: Instant) -> bool {
         let took = self.peers.get(&served.request.peer).and_then(|share| share.took);
         let last = took.map_or(served.since, |took| took.max(served.since));
-        STUCK <= now.saturating_duration_since(last)
+        patience <= now.saturating_duration_since(last)
+    }
+
+    /// How long a receiver may take nothing: twice the time until its turn comes, if all take as much.
+    fn patience(&self) -> Duration {
+        let turn =
+            self.slots.rate().map_or(0.0, |rate| 2.0 * TAKEN * self.served.len() as f64 / rate.max(1.0));
+        Duration::from_secs_f64(turn.min(STUCK_MAX.as_secs_f64())).max(STUCK)
     }
 
     /// The waiting request whose turn it is.

@@ -118,7 +118,7 @@ async fn receivers_that_take_nothing_do_not_hold_up_the_line() {
         service.ask(whole(1, n), now).unwrap();
     }
     for _ in 0..10 {
-        now += STUCK;
+        now += STUCK_MAX;
         while service.start(now).is_some() {}
     }
     assert_eq!(service.serving(), 1 + SERVED_PER_PEER_MAX);
