@@ -6,7 +6,7 @@
 //!
 //! - [`schedule`]: which chunk to ask of which peer next. Pure.
 //! - [`Fetcher`]: the handle. [`Model`] is the same for one model: what runs it asks.
-//! - [`explain`]: why a download is slow. Pure.
+//! - [`explain()`]: why a download is slow. Pure.
 //! - `task`: owns the schedule, starts requests, answers those who wait.
 //! - `lookup`: finds out who has what of one model; `holdings`: and keeps up with it.
 //! - `request`: one request to one peer, to its end: verified bytes, or why not.

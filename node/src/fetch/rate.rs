@@ -1,6 +1,6 @@
 //! How fast bytes may move: limits that a user sets and changes while the node runs.
 //!
-//! [`Bucket`] is the arithmetic, pure. A [`Limiter`] is a bucket that tasks wait at; they pass in the
+//! `Bucket` is the arithmetic, pure. A [`Limiter`] is a bucket that tasks wait at; they pass in the
 //! order in which they came, each with one piece at a time, so that all get the same. [`Limits`] are the
 //! limiters of a node, each for all its peers together.
 

@@ -51,8 +51,8 @@ pub(super) const DIAL_TIME_MAX: Duration = Duration::from_secs(5);
 /// packets.
 pub(super) const PROOF_TIME_MAX: Duration = Duration::from_secs(3);
 
-/// Connections to us that have not proven the swarm key yet, from the first packet on. They have no part
-/// in [`ACCEPTED_MAX`]: strangers cannot take the places of members. Beyond this, the next is refused.
+/// Connections to us that have not proven the swarm key yet, from the first packet on. They do not count
+/// as connections that a user's limit allows: strangers cannot take the places of members. Beyond this, the next is refused.
 pub(super) const UNPROVEN_MAX: usize = 128;
 
 /// How long an address has for itself before the next is tried beside it.

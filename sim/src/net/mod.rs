@@ -1,6 +1,6 @@
 //! Nodes, their links, and everything that can go wrong on the way.
 //!
-//! A link has two directions, each a queue with a rate ([`lane`]). Bytes travel in pieces: a piece waits for
+//! A link has two directions, each a queue with a rate (`lane`). Bytes travel in pieces: a piece waits for
 //! its turn at the sender's up-link, takes half a round trip, and waits for its turn at the receiver's
 //! down-link. A transfer has as many pieces under way as fill its path, so transfers that meet at a link share it
 //! equally, as connections on the Internet roughly do. Loss is not played out packet by packet: a

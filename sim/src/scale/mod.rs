@@ -5,7 +5,7 @@
 //! - How many messages announcing and looking up cost each node: walks through a Kademlia network of that size
 //!   ([`dht`]), times what the node's own `announced` says about what it holds.
 //! - How long a crowd takes that starts together: chunks spread in rounds ([`spread`]); how long a round
-//!   is, and what comes on top, is fitted to runs of the real code with few nodes ([`calibrate`]).
+//!   is, and how much longer with each doubling, is fitted to runs of the real code with few nodes (`calibrate`).
 //!
 //! Every assumption is in the report.
 
