@@ -76,11 +76,13 @@ fn killed_half_way_a_pull_costs_little_again_however_many_send() {
     let mut node = Process::join_in(dir.path(), &addrs, &[]);
     let mut pull = pulling(&node, model, Stdio::null());
     let chunks = dir.path().join("store/chunks");
-    // At every moment: what is kept, and then what has come. So what would be lost is rather overstated.
+    // At every moment: what has come, and then what is kept. Looking takes a while in which more is kept; so no more is
+    // counted as lost than would be. (The other way around, megabytes that come meanwhile would be.)
     let mut moments = Vec::new();
     while moments.last().is_none_or(|&(held, _)| held < SIZE / 2) {
         assert!(pull.try_wait().unwrap().is_none(), "it ended before it was half done");
-        moments.push((bytes_in(&chunks), metric(&node, "surf_received_bytes_total")));
+        let came = metric(&node, "surf_received_bytes_total");
+        moments.push((bytes_in(&chunks), came));
         std::thread::sleep(Duration::from_millis(2));
     }
     node.kill();
