@@ -43,8 +43,7 @@ impl Schedule {
         Some(self.start(late.chunk, late.peer, replaces, now))
     }
 
-    /// The peers that may be asked for one more chunk, each with the seconds it would take for one of
-    /// usual size.
+    /// The peers that may be asked for one more chunk.
     fn open(&self, now: Instant) -> Vec<NodeId> {
         let busy = self.peers.values().filter(|peer| !peer.flights.is_empty());
         let (mut owed, mut rate, mut delay) = (0, 0.0, 0f64);
@@ -83,8 +82,7 @@ impl Schedule {
     /// Leaves out peers that have all of the model, if enough others have the chunk and are not much slower:
     /// what the herd has it passes on, and the seeds give what it has not.
     fn without_seeds(&self, want: &Want, may: Vec<NodeId>) -> Vec<NodeId> {
-        let claims = self.claims.get(&want.model);
-        let is_seed = |id: &NodeId| claims.and_then(|claims| claims.get(id)).is_some_and(Bitmap::is_full);
+        let is_seed = |id: &NodeId| self.is_seed(*id, want.model);
         if !may.iter().any(is_seed) {
             return may;
         }
@@ -99,22 +97,25 @@ impl Schedule {
         may.into_iter().filter(|id| !is_seed(id) || much_sooner(id)).collect()
     }
 
+    fn is_seed(&self, peer: NodeId, model: ModelId) -> bool {
+        let claims = self.claims.get(&model).and_then(|claims| claims.get(&peer));
+        claims.is_some_and(Bitmap::is_full)
+    }
+
     fn holds(&self, peer: NodeId, want: &Want) -> bool {
         let claims = self.claims.get(&want.model).and_then(|claims| claims.get(&peer));
         claims.is_some_and(|has| has.contains(want.position))
             || self.found.get(&want.chunk.id).is_some_and(|holders| holders.contains(&peer))
     }
 
-    /// One of `candidates` by the dice: the sooner it would be done, the likelier. One that has not
-    /// been measured always has a chance.
-    /// Who fetches the model too is preferred to who has all of it: only the latter gives what is rare.
+    /// One of `candidates` by the dice: the sooner it would be done, the likelier. One that has not been
+    /// measured always has a chance. Who fetches the model too is preferred to who has all of it: only the
+    /// latter gives what is rare.
     fn choose(&mut self, model: ModelId, candidates: &[NodeId]) -> Option<NodeId> {
-        let claims = self.claims.get(&model);
-        let is_seed = |id: &NodeId| claims.and_then(|claims| claims.get(id)).is_some_and(Bitmap::is_full);
         let weight = |id: &NodeId| {
             let peer = &self.peers[id];
             let seconds = peer.expected(1 << 20) + 1e-3;
-            let spared = if 1 < candidates.len() && is_seed(id) { SEED_SPARED } else { 1.0 };
+            let spared = if 1 < candidates.len() && self.is_seed(*id, model) { SEED_SPARED } else { 1.0 };
             (spared * peer.preference() / (seconds * seconds), peer.rate().is_none())
         };
         let weights: Vec<(f64, bool)> = candidates.iter().map(weight).collect();
