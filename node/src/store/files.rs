@@ -85,9 +85,14 @@ impl Layout {
 
     /// Writes `bytes` and gives them the name `place`. When this returns, the file survives the end
     /// of the process; the returned handle is there for syncing it against the end of the power.
+    ///
+    /// Past the page cache where the system can: who waits for a chunk has it in memory already, and a
+    /// model that is pulled must not push out what the machine works with.
     pub(super) fn write(&self, place: &Path, bytes: &[u8]) -> io::Result<File> {
         let mut file = tempfile::NamedTempFile::new_in(self.incoming())?;
-        file.write_all(bytes)?;
+        let written = write_past_cache(file.as_file(), bytes)?;
+        file.seek(SeekFrom::Start(written as u64))?;
+        file.write_all(&bytes[written..])?;
         match file.persist(place) {
             Ok(file) => Ok(file),
             Err(missing) if missing.error.kind() == io::ErrorKind::NotFound => {
@@ -106,6 +111,31 @@ impl Layout {
         file.persist(place)?;
         File::open(place.parent().expect("places are in folders of the store"))?.sync_all()
     }
+}
+
+/// Writes what it can of `bytes` to the beginning of `file` without leaving them in the page cache. Returns
+/// how many were written: fewer than all where the system or the file system cannot do it.
+#[cfg(target_os = "linux")]
+fn write_past_cache(file: &File, bytes: &[u8]) -> io::Result<usize> {
+    use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+
+    /// `RWF_DONTCACHE`, since Linux 6.14: pages are dropped as soon as they are written.
+    const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+    let mut written = 0;
+    while written < bytes.len() {
+        match pwritev2(file, &[io::IoSlice::new(&bytes[written..])], written as u64, DONT_CACHE) {
+            Ok(0) | Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => break,
+            Ok(more) => written += more,
+            Err(Errno::INTR) => (),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(written)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn write_past_cache(_: &File, _: &[u8]) -> io::Result<usize> {
+    Ok(0)
 }
 
 /// Whether writing failed because there is no room on the disk, or no more than this user may have.
