@@ -4,6 +4,8 @@
 //! cannot be impersonated when it is dialled for chunks. The key is a secret file, made once and never
 //! changed here.
 
+mod tls;
+
 use std::{
     fmt, io,
     path::{Path, PathBuf},
@@ -12,7 +14,7 @@ use std::{
 use libp2p::{
     PeerId,
     identity::{Keypair, PublicKey, ed25519},
-    tls,
+    tls as libp2p_tls,
 };
 use quinn::{
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
@@ -105,7 +107,7 @@ impl Identity {
 
     /// The same, for another protocol than that of an open swarm.
     pub fn server_tls_for(&self, alpn: &[u8]) -> Result<QuicServerConfig, IdentityError> {
-        let mut tls = tls::make_server_config(&self.keypair()).map_err(certificate)?;
+        let mut tls = libp2p_tls::make_server_config(&self.keypair()).map_err(certificate)?;
         tls.alpn_protocols = vec![alpn.to_vec()];
         QuicServerConfig::try_from(tls).map_err(certificate)
     }
@@ -117,7 +119,9 @@ impl Identity {
 
     /// The same, for another protocol than that of an open swarm.
     pub fn client_tls_for(&self, peer: NodeId, alpn: &[u8]) -> Result<QuicClientConfig, IdentityError> {
-        let mut tls = tls::make_client_config(&self.keypair(), Some(libp2p_id(peer))).map_err(certificate)?;
+        let peer = libp2p_id(peer);
+        let theirs = libp2p_tls::make_client_config(&self.keypair(), Some(peer)).map_err(certificate)?;
+        let mut tls = tls::dialling(&theirs, peer).map_err(certificate)?;
         tls.alpn_protocols = vec![alpn.to_vec()];
         QuicClientConfig::try_from(tls).map_err(certificate)
     }
@@ -157,7 +161,7 @@ pub(crate) fn libp2p_id(node: NodeId) -> PeerId {
 /// is done.
 pub(crate) fn peer_of(connection: &quinn::Connection) -> Option<NodeId> {
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    node_id(tls::certificate::parse(chain.first()?).ok()?.peer_id())
+    node_id(libp2p_tls::certificate::parse(chain.first()?).ok()?.peer_id())
 }
 
 fn certificate(error: impl std::error::Error + Send + Sync + 'static) -> IdentityError {
