@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Dialer, Directory, Key, Model, Peer, Standing, Traffic,
+    buffers::Buffers,
     request::{Asker, RequestError},
     task::{Command, Task, Wish},
 };
@@ -58,7 +59,8 @@ impl Fetcher {
     /// Starts the task that fetches.
     pub fn start(parts: Parts, config: &config::Fetch) -> Self {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
-        let asker = Asker { dialer: Arc::clone(&parts.dialer), stall: config.stall };
+        let asker =
+            Asker { dialer: Arc::clone(&parts.dialer), stall: config.stall, buffers: Buffers::default() };
         let (keeper, directory) = (Arc::clone(&parts.keeper), Arc::clone(&parts.directory));
         tokio::spawn(Task::new(parts, asker.clone(), config, receiver).run());
         Self { commands, keeper, directory, asker }

@@ -15,6 +15,7 @@
 //! - `traffic`: where every byte came from.
 //! - `tunnel`: streams to peers that cannot be dialled, between swarm and transfer.
 
+mod buffers;
 mod explain;
 mod fetcher;
 mod holdings;

@@ -11,12 +11,12 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::StreamExt;
 use surf_protocol::{
     Chunk, Manifest, ModelId, VerifiedRange,
     chunk::VerifyError,
-    limits::MANIFEST_SIZE_MAX,
+    limits::{CHUNK_SIZE_MAX, MANIFEST_SIZE_MAX},
     manifest::ChunkEntry,
     range,
     wire::{Refusal, Request},
@@ -26,7 +26,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Body, DialError, Dialer, Peer, holdings::Listening};
+use super::{Body, DialError, Dialer, Peer, buffers::Buffers, holdings::Listening};
 
 /// Chunks smaller than this are hashed where they arrive; a thread of its own would cost more.
 const HASH_INLINE_MAX: usize = 256 * 1024;
@@ -69,6 +69,7 @@ pub(super) struct Asker {
     pub(super) dialer: Arc<dyn Dialer>,
     /// How long a peer may send nothing.
     pub(super) stall: Duration,
+    pub(super) buffers: Buffers,
 }
 
 impl Asker {
@@ -139,13 +140,13 @@ impl Asker {
     async fn collect(&self, mut body: Body, received: &AtomicU64) -> Result<Bytes, Failed> {
         let size = body.size as usize;
         // A manifest may be large; room for it is made as it comes, not as it is announced.
-        let mut bytes = BytesMut::with_capacity(size.min(surf_protocol::limits::CHUNK_SIZE_MAX));
+        let mut bytes = self.buffers.take(size.min(CHUNK_SIZE_MAX));
         let failed = |error, got: usize| Failed { error, wasted: got as u64 };
         while bytes.len() < size {
             match timeout(self.stall, body.pieces.next()).await {
                 Err(_elapsed) => return Err(failed(RequestError::Stalled(self.stall), bytes.len())),
                 Ok(Some(Ok(piece))) if bytes.len() + piece.len() <= size => {
-                    bytes.extend_from_slice(&piece);
+                    bytes.extend(&piece);
                     received.store(bytes.len() as u64, Ordering::Relaxed);
                 }
                 Ok(Some(Ok(piece))) => {

@@ -146,6 +146,9 @@ impl Task {
             let now = Instant::now();
             if tick <= now {
                 self.tick(now);
+                if self.is_idle() {
+                    self.asker.buffers.clear();
+                }
                 tick = now + if self.is_idle() { TICK_IDLE } else { TICK };
             }
             self.start_requests(now);
