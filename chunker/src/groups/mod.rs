@@ -5,6 +5,7 @@
 //! is in exactly one group, and the group of a tensor depends on nothing but the folder's `config.json` and the names.
 
 mod llama;
+mod mixture;
 mod named;
 
 use std::io::Read;
@@ -14,7 +15,7 @@ use surf_protocol::{Group, Stack};
 use crate::Listed;
 
 /// Every family, in no order.
-const FAMILIES: &[&Family] = &[&llama::FAMILY];
+const FAMILIES: &[&Family] = &[&llama::FAMILY, &mixture::FAMILY];
 
 /// Bytes in a `config.json`. Those of a thousand models have under a hundred thousand.
 const CONFIG_SIZE_MAX: u64 = 1024 * 1024;
@@ -27,7 +28,8 @@ struct Family {
     architectures: &'static [&'static str],
     /// What stands before the names that `rules` describe; a model has one of them.
     roots: &'static [&'static str],
-    /// How names begin, after the root. `#` is the number of the block.
+    /// How names begin, after the root; the first that fits counts. `#` is the number of the block, and a
+    /// second one that of the expert in it.
     rules: &'static [(&'static str, Part)],
     /// How names begin that stand beside the root.
     beside: &'static [(&'static str, Part)],
@@ -38,6 +40,7 @@ struct Family {
 enum Part {
     Embed,
     Block(Stack),
+    Expert(Stack),
     Head,
 }
 
@@ -92,25 +95,29 @@ fn rule(rules: &[(&str, Part)], name: &str) -> Option<Group> {
     rules.iter().find_map(|(pattern, part)| Some(part.group(matches(pattern, name)?)))
 }
 
-/// The number in `name`, or 0, if it begins as `pattern` says and goes on after that.
-fn matches(pattern: &str, name: &str) -> Option<u32> {
-    let (mut parts, mut number) = (name.split('.'), 0);
+/// The numbers in `name`, else 0, if it begins as `pattern` says and goes on after that.
+fn matches(pattern: &str, name: &str) -> Option<[u32; 2]> {
+    let (mut parts, mut numbers, mut found) = (name.split('.'), [0; 2], 0);
     for expected in pattern.split('.') {
         let part = parts.next()?;
         match expected {
-            "#" => number = named::number(part)?,
+            "#" => {
+                numbers[found] = named::number(part)?;
+                found += 1;
+            }
             _ if part != expected => return None,
             _ => (),
         }
     }
-    parts.next().map(|_| number)
+    parts.next().map(|_| numbers)
 }
 
 impl Part {
-    fn group(self, number: u32) -> Group {
+    fn group(self, [block, expert]: [u32; 2]) -> Group {
         match self {
             Self::Embed => Group::Embed,
-            Self::Block(stack) => Group::Block(stack, number),
+            Self::Block(stack) => Group::Block(stack, block),
+            Self::Expert(stack) => Group::Expert { stack, block, expert },
             Self::Head => Group::Head,
         }
     }

@@ -33,6 +33,24 @@ fn llama_has_embedding_blocks_and_head() {
 }
 
 #[test]
+fn routed_experts_are_groups_of_their_own() {
+    let expert = |block, expert| Group::Expert { stack: Decoder, block, expert };
+    let names = [
+        "model.layers.3.mlp.experts.12.up_proj.weight",
+        "model.layers.3.mlp.experts.2.down_proj.weight_scale_inv",
+        "model.layers.0.block_sparse_moe.experts.7.w1.weight",
+        "model.layers.3.mlp.gate.weight",
+        "model.layers.3.mlp.gate.e_score_correction_bias",
+        "model.layers.3.mlp.shared_experts.up_proj.weight",
+        "model.layers.3.mlp.experts.gate_up_proj",
+    ];
+    let block = Group::Block(Decoder, 3);
+    let expected =
+        [expert(3, 12), expert(3, 2), expert(0, 7), block.clone(), block.clone(), block.clone(), block];
+    assert_eq!(groups(Some(br#"{"model_type": "deepseek_v3"}"#), &names), expected);
+}
+
+#[test]
 fn a_second_copy_under_other_names_is_not_mixed_in() {
     // As in Mistral's repositories, which hold the original checkpoint too.
     let names = ["layers.0.attention.wq.weight", "model.layers.0.self_attn.q_proj.weight", "norm.weight"];

@@ -9,7 +9,8 @@
 //! - `actor`: who is in the next pass. `sequence`: one request in flight.
 //! - `model`: one pass, group after group. `pass`: what it is about. `cache`: what it remembers.
 //! - `arch`: which groups, and what each is made of. `parts`: tensors to layers.
-//! - `attention`, `mlp`, `norm`, `rotary`, `linear`: the layers. `kernels`: their arithmetic.
+//! - `attention`, `mlp`, `experts`, `router`, `norm`, `rotary`, `linear`: the layers. `kernels`: their
+//!   arithmetic.
 //! - `sampling`, `stop`, `text`, `template`: from logits to text, and from text to tokens.
 //! - `check`: is it right? Compares with what another implementation computed.
 //!
@@ -22,6 +23,7 @@ mod attention;
 mod cache;
 mod check;
 mod error;
+mod experts;
 mod fields;
 mod files;
 mod host;
@@ -34,6 +36,7 @@ mod parts;
 mod pass;
 mod request;
 mod rotary;
+mod router;
 mod sampling;
 mod sequence;
 mod stop;

@@ -108,7 +108,8 @@ impl Model {
             sequences.push((input.tokens, input.cache));
             first = end;
         }
-        let mut pass = Pass::new(sequences);
+        let weights = Arc::clone(&self.weights);
+        let mut pass = Pass::new(sequences, &*weights);
         let logits = self.run(&mut pass, &wanted)?;
         for span in &mut pass.spans {
             span.cache.advance(span.rows.len());
@@ -141,6 +142,7 @@ impl Model {
                 x = x.index_select(&wanted, 0)?;
             }
             let layer = self.layer(at)?;
+            pass.next = self.next(at)?;
             let start = Instant::now();
             x = self.threads.install(|| layer.forward(&x, pass))?;
             let took_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -149,10 +151,24 @@ impl Model {
         Ok(Some(x))
     }
 
-    /// The layer of step `at`, from its weights or kept from earlier.
+    /// The layer after step `at`, if its weights are here.
+    fn next(&mut self, at: usize) -> Result<Option<Arc<dyn Layer>>, EngineError> {
+        let Some(step) = self.steps.get(at + 1) else { return Ok(None) };
+        match self.weights.ready(&step.group) {
+            Some(tensors) => self.layer_of(at + 1, tensors).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The layer of step `at`.
     fn layer(&mut self, at: usize) -> Result<Arc<dyn Layer>, EngineError> {
+        let tensors = self.weights.group(&self.steps[at].group)?;
+        self.layer_of(at, tensors)
+    }
+
+    /// The layer of step `at`, from its weights or kept from earlier.
+    fn layer_of(&mut self, at: usize, tensors: Arc<Tensors>) -> Result<Arc<dyn Layer>, EngineError> {
         let step = &self.steps[at];
-        let tensors = self.weights.group(&step.group)?;
         if let Some(kept) = self.kept.get(&step.group)
             && Arc::ptr_eq(&kept.tensors, &tensors)
         {

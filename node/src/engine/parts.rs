@@ -55,6 +55,13 @@ impl<'a> Parts<'a> {
         RmsNorm::new(weight, eps, self.device)
     }
 
+    /// The `size` numbers called `name`, in full.
+    pub(crate) fn numbers(&self, name: &str, size: usize) -> Result<Arc<[f32]>, EngineError> {
+        let name = format!("{}{name}", self.prefix);
+        let found = self.tensors.tensors.get(&name);
+        vector(&name, found.ok_or_else(|| EngineError::tensor(&name, "is missing from its group"))?, size)
+    }
+
     fn name(&self, name: &str, kind: &str) -> String {
         format!("{}{name}.{kind}", self.prefix)
     }

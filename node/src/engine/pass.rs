@@ -2,10 +2,15 @@
 
 use std::{ops::Range, sync::Arc};
 
+use candle_core::Tensor;
+
 use super::{
+    EngineError,
+    arch::Layer,
     cache::KvCache,
     rotary::{Rotary, Turns},
 };
+use crate::weights::Weights;
 
 /// The tokens of all sequences, one below the other, and whose they are.
 #[derive(Debug)]
@@ -16,6 +21,10 @@ pub(crate) struct Pass<'a> {
     pub(crate) tokens: Vec<u32>,
     /// Where each token stands in its sequence.
     pub(crate) positions: Vec<u32>,
+    /// Where experts come from, of which only the tokens tell which they need.
+    pub(crate) weights: &'a dyn Weights,
+    /// The layer that comes next, if its weights are here already.
+    pub(crate) next: Option<Arc<dyn Layer>>,
     /// Turned once, used by every block.
     turns: Vec<(Arc<Rotary>, Arc<Turns>)>,
 }
@@ -33,9 +42,9 @@ pub(crate) struct Span<'a> {
 
 impl<'a> Pass<'a> {
     /// For each sequence its new tokens, at least one, and its cache.
-    pub(crate) fn new(sequences: Vec<(&[u32], &'a mut KvCache)>) -> Self {
-        let mut pass =
-            Self { spans: Vec::new(), tokens: Vec::new(), positions: Vec::new(), turns: Vec::new() };
+    pub(crate) fn new(sequences: Vec<(&[u32], &'a mut KvCache)>, weights: &'a dyn Weights) -> Self {
+        let (spans, tokens, positions, turns) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut pass = Self { spans, tokens, positions, weights, next: None, turns };
         for (tokens, cache) in sequences {
             let (first, start) = (pass.tokens.len(), cache.len());
             pass.tokens.extend_from_slice(tokens);
@@ -53,5 +62,17 @@ impl<'a> Pass<'a> {
         let turns = Arc::new(rotary.turns(&self.positions));
         self.turns.push((Arc::clone(rotary), Arc::clone(&turns)));
         turns
+    }
+
+    /// Has the experts fetched that the next layer will probably choose, told from what this one has of the
+    /// tokens after its attention.
+    pub(crate) fn guess(&self, x: &Tensor) -> Result<(), EngineError> {
+        if let Some(next) = &self.next {
+            let likely = next.likely(x)?;
+            if !likely.is_empty() {
+                self.weights.guess(&likely);
+            }
+        }
+        Ok(())
     }
 }

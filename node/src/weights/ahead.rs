@@ -20,6 +20,7 @@ use tokio::{
     sync::{Semaphore, watch},
     task,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     WeightsError,
@@ -93,7 +94,7 @@ impl Shared {
         let mut held = self.held();
         let again = held.visit(group);
         let slot = held.slot(group).unwrap_or_else(|| {
-            let slot = self.start(group, held.urgency(group));
+            let slot = self.start(group, held.now(), self.plan.is_resident(group));
             held.hold(group, Arc::clone(&slot));
             slot
         });
@@ -122,7 +123,8 @@ impl Shared {
             }
             match next.reach {
                 Reach::Ring | Reach::Resident => {
-                    started.push((next.group, self.start(next.group, next.urgency)));
+                    let stays = next.reach == Reach::Resident;
+                    started.push((next.group, self.start(next.group, next.urgency, stays)));
                 }
                 Reach::Source => {
                     let chunks = self.layout.chunks(next.group);
@@ -134,22 +136,34 @@ impl Shared {
         wished
     }
 
-    fn start(self: &Arc<Self>, group: usize, urgency: Urgency) -> Arc<Slot> {
+    /// Loads `group`; into memory of our own if it `stays`, else where its bytes lie.
+    pub(super) fn start(self: &Arc<Self>, group: usize, urgency: Urgency, stays: bool) -> Arc<Slot> {
         // Counted before the task first runs, so that nothing is counted as missing meanwhile.
         let asked = self.layout.chunks(group).iter().map(|&at| self.chunks.ask(at, urgency)).collect();
         let (tell, outcome) = watch::channel(None);
         let shared = Arc::clone(self);
         let task = self.runtime.spawn(async move {
-            let loaded = shared.load(group, asked).await;
+            let loaded = shared.load(group, asked, stays).await;
             tell.send_replace(Some(loaded));
             shared.chunks.notify();
         });
         Slot::new(outcome, task)
     }
 
-    async fn load(&self, group: usize, asked: Vec<Asked>) -> Loaded {
-        let resident = self.plan.is_resident(group);
-        let coming = stream::iter(asked).map(|asked| asked.wait(!resident));
+    /// Wishes for the chunks of `group` that were never here, until the handle is dropped. `None` if all
+    /// were here or are on their way.
+    pub(super) fn wish(self: &Arc<Self>, group: usize, urgency: Urgency) -> Option<AbortOnDropHandle<()>> {
+        let asked = self.chunks.ask_missing(self.layout.chunks(group), u64::MAX, urgency);
+        let none = asked.is_empty();
+        let wishing = async move {
+            // One that fails is asked for again by whoever needs it, who is told.
+            stream::iter(asked).map(|asked| asked.wait(true)).buffer_unordered(CHUNKS_AT_ONCE).count().await;
+        };
+        (!none).then(|| AbortOnDropHandle::new(self.runtime.spawn(wishing)))
+    }
+
+    async fn load(&self, group: usize, asked: Vec<Asked>, stays: bool) -> Loaded {
+        let coming = stream::iter(asked).map(|asked| asked.wait(!stays));
         let chunks = coming.buffer_unordered(CHUNKS_AT_ONCE);
         let chunks = chunks.map_ok(|chunk| (chunk.id(), chunk.bytes().clone()));
         let chunks: HashMap<ChunkId, _> = chunks.try_collect().await?;
@@ -165,7 +179,7 @@ impl Shared {
         let work = async |work: fn(Vec<Scattered>) -> super::Tensors| {
             task::spawn_blocking(move || work(scattered)).await.map_err(|_| WeightsError::Stopped)
         };
-        if !resident {
+        if !stays {
             return Ok(Arc::new(work(tensors::in_place).await?));
         }
         let _permit = self.copying.acquire().await.map_err(|_| WeightsError::Stopped)?;

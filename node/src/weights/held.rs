@@ -116,8 +116,7 @@ impl Held {
             .map(|(group, at)| Next { group, urgency: self.urgency_at(at), reach: Reach::Ring })
             .collect();
         let others = self.plan.coming(self.at).map(|(at, group)| (group, self.urgency_at(at)));
-        let extras = self.plan.resident_extras().map(|group| (group, self.urgency(group)));
-        let others = others.chain(extras).filter(move |(group, _)| {
+        let others = others.filter(move |(group, _)| {
             !self.slots.contains_key(group) && !ring.contains(group) && Some(*group) != self.current
         });
         let reach = |group| if self.plan.is_resident(group) { Reach::Resident } else { Reach::Source };
@@ -126,14 +125,14 @@ impl Held {
         in_ring.into_iter().chain(others).take(open)
     }
 
-    /// How soon `group`, which is asked for now or which no pass needs, is needed.
-    pub(super) fn urgency(&self, group: usize) -> Urgency {
-        match self.plan.position(group) {
-            Some(_) => self.now(),
-            None if self.current == Some(group) => self.now(),
-            // After all that this pass still needs.
-            None => Urgency::Deadline((self.round + 1) * self.plan.pass_len() as u64),
-        }
+    /// As urgent as what the engine will wait for next.
+    pub(super) fn soon(&self) -> Urgency {
+        Urgency::Deadline(self.turn(self.at.map_or(0, |at| at + 2)))
+    }
+
+    /// How often the engine has come back to an earlier position.
+    pub(super) fn round(&self) -> u64 {
+        self.round
     }
 
     /// As urgent as what the engine waits for.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use surf_protocol::{Group, Manifest, TensorEntry, manifest::ChunkEntry};
+use surf_protocol::{Group, GroupEntry, Manifest, TensorEntry, manifest::ChunkEntry};
 
 use super::plan::Load;
 
@@ -63,7 +63,10 @@ impl Layout {
             cycle.extend(table);
         }
         let sizes = (0..self.chunks.len()).map(|group| self.size(manifest, group)).collect();
-        Load { sizes, cycle, table }
+        let expert = |entry: &GroupEntry| matches!(entry.group, Group::Expert { .. });
+        let experts = manifest.groups().iter().enumerate();
+        let experts = experts.filter(|(_, entry)| expert(entry)).map(|(at, _)| at).collect();
+        Load { sizes, cycle, table, experts }
     }
 
     /// Bytes that `group` takes: those of its tensors, or those of its chunks, if they hold more.

@@ -6,6 +6,7 @@
 
 mod ahead;
 mod chunks;
+mod experts;
 mod held;
 mod layout;
 mod plan;
@@ -20,11 +21,12 @@ use surf_protocol::{Dtype, Group, Manifest};
 
 use crate::source::SourceError;
 
+pub use experts::ExpertStats;
 pub use streamed::{GroupStats, Stats, Streamed};
 
 /// Where a model gets its parameters.
 ///
-/// Both methods block until the bytes are here; call them from a thread that may block.
+/// What returns bytes blocks until they are here; call it from a thread that may block.
 pub trait Weights: fmt::Debug + Send + Sync {
     /// The table of contents.
     fn manifest(&self) -> &Manifest;
@@ -32,8 +34,20 @@ pub trait Weights: fmt::Debug + Send + Sync {
     /// The tensors of `group`.
     ///
     /// Asking for a group is also the hint that the ones after it come next, in the order of
-    /// [`Manifest::groups`], and that the previous streamed one has been used and may go.
+    /// [`Manifest::groups`], and that the previous streamed one has been used and may go. Routed experts
+    /// stand beside that order: they are [expected](Weights::expect), and fetched when they are.
     fn group(&self, group: &Group) -> Result<Arc<Tensors>, WeightsError>;
+
+    /// The tensors of `group` if they are here now. Says nothing about what is wanted next.
+    fn ready(&self, group: &Group) -> Option<Arc<Tensors>>;
+
+    /// Says that the routed `experts` of a block will be asked for now, in this order: they are fetched all
+    /// at once. What is not one of the model's is passed over.
+    fn expect(&self, experts: &[Group]);
+
+    /// Says that these `experts`, of the block after that, may be chosen then: they are fetched behind what
+    /// is certain.
+    fn guess(&self, experts: &[Group]);
 
     /// Rows of the table `tensor`, in the order asked for: a tensor of `rows.len()` by the table's
     /// other dimensions. Fetches no more of the table than these rows need, unless the table is

@@ -8,6 +8,8 @@
 //! - Resident bytes and the ring never exceed the budget together, unless a single group does: that
 //!   one is then held alone, and nothing else. A budget that is too small makes a model slow; it
 //!   does not stop it.
+//! - Routed experts are fetched when they are asked for, and kept by use in what is left; room for two
+//!   of them is always left.
 
 use std::{cmp::Reverse, collections::BTreeSet, ops::Range};
 
@@ -35,6 +37,8 @@ pub(super) struct Load {
     pub(super) cycle: Vec<usize>,
     /// The group whose table is read by row, if there is one.
     pub(super) table: Option<usize>,
+    /// The groups that are routed experts: visited when a router says so.
+    pub(super) experts: Vec<usize>,
 }
 
 /// What stays, and how much room there is for what does not.
@@ -46,6 +50,7 @@ pub(super) struct Plan {
     resident: Vec<bool>,
     ring: u64,
     rows: u64,
+    experts: u64,
 }
 
 impl Plan {
@@ -55,16 +60,22 @@ impl Plan {
         for (position, &group) in load.cycle.iter().enumerate() {
             positions[group] = Some(position);
         }
-        let (resident, ring) = choose(&load, &positions, memory);
-        let mut plan = Self { load, positions, resident, ring, rows: 0 };
-        if plan.load.table.is_some_and(|table| !plan.resident[table]) {
+        // While one expert computes, one more may come.
+        let floor = 2 * load.experts.iter().map(|&at| load.sizes[at]).max().unwrap_or(0);
+        let (resident, ring) = choose(&load, memory.saturating_sub(floor));
+        let mut plan = Self { load, positions, resident, ring, rows: 0, experts: 0 };
+        if plan.load.table.is_some_and(|table| plan.positions[table].is_none()) {
             // Rows live in what neither the resident set nor the ring could use, or in very little.
-            let spare = memory.saturating_sub(plan.resident_bytes() + ring);
+            let spare = memory.saturating_sub(plan.resident_bytes() + ring + floor);
             plan.rows = spare.clamp(ROWS_MIN.min(memory / 64), ROWS_MAX.min(memory / 16));
         }
-        if plan.streams() {
-            let used = plan.resident_bytes() + plan.rows;
-            plan.ring = plan.ring.max(memory.saturating_sub(used));
+        let spare = memory.saturating_sub(plan.resident_bytes() + plan.rows);
+        if !plan.load.experts.is_empty() {
+            let all = total(&plan.load, plan.load.experts.iter().copied());
+            let room = spare.saturating_sub(plan.ring);
+            plan.experts = if all <= room { all } else { room.saturating_sub(floor) };
+        } else if plan.streams() {
+            plan.ring = plan.ring.max(spare);
         }
         plan
     }
@@ -90,6 +101,12 @@ impl Plan {
         self.rows
     }
 
+    /// Bytes that routed experts may take to stay. Beside them there is room for two that pass through,
+    /// unless all can stay.
+    pub(super) fn experts_kept(&self) -> u64 {
+        self.experts
+    }
+
     /// Bytes of `group`.
     pub(super) fn size(&self, group: usize) -> u64 {
         self.load.sizes[group]
@@ -110,11 +127,6 @@ impl Plan {
     pub(super) fn coming(&self, after: Option<usize>) -> impl Iterator<Item = (usize, usize)> + '_ {
         let (count, first) = (self.pass_len(), after.map_or(0, |after| after + 1));
         (first..first + count).map(move |at| (at % count, self.load.cycle[at % count]))
-    }
-
-    /// Groups that stay though not every pass visits them: loaded when there is nothing better to do.
-    pub(super) fn resident_extras(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.resident.len()).filter(|&group| self.resident[group] && self.positions[group].is_none())
     }
 
     /// The streamed groups that may be in memory while `current` computes and position `after` was
@@ -138,32 +150,20 @@ impl Plan {
         held
     }
 
+    /// Whether every pass fetches something again.
     fn streams(&self) -> bool {
-        let occasional = |group: usize| self.positions[group].is_none() && self.load.table != Some(group);
-        (0..self.resident.len())
-            .any(|group| !self.resident[group] && (self.positions[group].is_some() || occasional(group)))
+        self.load.cycle.iter().any(|&group| !self.resident[group])
     }
 }
 
-/// Which groups stay, and the least room that the ring needs.
-fn choose(load: &Load, positions: &[Option<usize>], memory: u64) -> (Vec<bool>, u64) {
-    let groups = load.sizes.len();
-    if total(load, 0..groups) <= memory {
-        return (vec![true; groups], 0);
-    }
-    // Groups that only some passes visit come when they are asked for; while one computes, one
-    // more may come.
-    let occasional = (0..groups).filter(|&at| positions[at].is_none() && load.table != Some(at));
-    let floor = 2 * occasional.map(|at| load.sizes[at]).max().unwrap_or(0);
-    let mut resident = vec![false; groups];
-    let cycle_bytes = total(load, load.cycle.iter().copied());
-    if cycle_bytes + floor <= memory {
+/// Which groups of the cycle stay, and the least room that the ring needs.
+fn choose(load: &Load, memory: u64) -> (Vec<bool>, u64) {
+    let mut resident = vec![false; load.sizes.len()];
+    if total(load, load.cycle.iter().copied()) <= memory {
         load.cycle.iter().for_each(|&group| resident[group] = true);
-        let table = load.table.filter(|&table| cycle_bytes + floor + load.sizes[table] <= memory);
-        table.into_iter().for_each(|table| resident[table] = true);
-        return (resident, floor);
+        return (resident, 0);
     }
-    match best(load, floor, memory) {
+    match best(load, memory) {
         Some((set, ring)) => {
             set.iter().for_each(|&group| resident[group] = true);
             (resident, ring)
@@ -179,7 +179,7 @@ fn choose(load: &Load, positions: &[Option<usize>], memory: u64) -> (Vec<bool>, 
 /// The ring must hold the largest group that streams and two ordinary ones. One very large group (a
 /// head over a large vocabulary) would so widen the ring at the cost of many others; then it is
 /// better to keep that one. So: for each size, keep what is larger, fill up, and compare.
-fn best(load: &Load, floor: u64, memory: u64) -> Option<(Vec<usize>, u64)> {
+fn best(load: &Load, memory: u64) -> Option<(Vec<usize>, u64)> {
     let sizes: BTreeSet<u64> = load.cycle.iter().map(|&group| load.sizes[group]).collect();
     let mut best: Option<(u64, Vec<usize>, u64)> = None;
     for &largest in sizes.iter().rev().take(SIZES_TRIED_MAX) {
@@ -188,7 +188,7 @@ fn best(load: &Load, floor: u64, memory: u64) -> Option<(Vec<usize>, u64)> {
         let mut rest_sizes: Vec<_> = rest.iter().map(|&group| load.sizes[group]).collect();
         rest_sizes.sort_unstable();
         let median = rest_sizes[rest_sizes.len() / 2];
-        let ring = largest.max(2 * median).max(floor);
+        let ring = largest.max(2 * median);
         let Some(room) = memory.checked_sub(total(load, kept.iter().copied()) + ring) else { continue };
         kept.extend(fill(load, &rest, median, room));
         let saved = total(load, kept.iter().copied());
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     fn blocks(count: usize, size: u64) -> Load {
-        Load { sizes: vec![size; count], cycle: (0..count).collect(), table: None }
+        Load { sizes: vec![size; count], cycle: (0..count).collect(), ..Load::default() }
     }
 
     fn kept(plan: &Plan) -> Vec<usize> {
@@ -299,17 +299,35 @@ mod tests {
     }
 
     #[test]
-    fn a_table_read_by_row_stays_only_if_all_does() {
+    fn a_table_read_by_row_is_never_loaded() {
         let mut load = blocks(6, 1 << 20);
         (load.cycle, load.table) = ((1..6).collect(), Some(0));
         let all = Plan::new(load.clone(), 6 << 20);
-        assert_eq!((kept(&all).len(), all.rows()), (6, 0));
-        assert_eq!(all.resident_extras().collect::<Vec<_>>(), [0]);
-        let most = Plan::new(load.clone(), (6 << 20) - 1);
-        assert_eq!(kept(&most), [1, 2, 3, 4, 5]);
-        assert_eq!((most.ring(), most.rows()), (0, ((6 << 20) - 1) / 16));
-        let few = Plan::new(load, 4 << 20);
+        assert_eq!((kept(&all), all.ring(), all.rows()), (vec![1, 2, 3, 4, 5], 0, (6 << 20) / 16));
+        let few = Plan::new(load.clone(), 4 << 20);
         assert_eq!((kept(&few).len(), few.ring(), few.rows()), (2, 2 << 20, 1 << 16));
+        // Unless it is the head too.
+        load.cycle = (0..6).collect();
+        assert_eq!((kept(&Plan::new(load.clone(), 6 << 20)).len(), Plan::new(load, 6 << 20).rows()), (6, 0));
+    }
+
+    #[test]
+    fn experts_have_what_is_left_and_room_for_two() {
+        // Four blocks of 100, each with eight experts of 10.
+        let mut load = blocks(36, 10);
+        load.cycle = (0..36).step_by(9).collect();
+        load.experts = (0..36).filter(|at| at % 9 != 0).collect();
+        load.cycle.iter().for_each(|&block| load.sizes[block] = 100);
+        let experts = |memory| {
+            let plan = Plan::new(load.clone(), memory);
+            (kept(&plan).len(), plan.ring(), plan.experts_kept())
+        };
+        assert_eq!(experts(1000), (4, 0, 320));
+        assert_eq!(experts(720), (4, 0, 320));
+        assert_eq!(experts(600), (4, 0, 180));
+        assert_eq!(experts(420), (4, 0, 0));
+        assert_eq!(experts(419), (1, 200, 99));
+        assert_eq!(experts(100), (0, 80, 0));
     }
 
     #[test]
@@ -345,7 +363,7 @@ mod tests {
             let cycle: Vec<usize> = (skipped..sizes.len()).collect();
             let table = (table && 0 < skipped).then_some(0);
             let largest = *sizes.iter().max().unwrap();
-            let plan = Plan::new(Load { sizes, cycle: cycle.clone(), table }, memory);
+            let plan = Plan::new(Load { sizes, cycle: cycle.clone(), table, experts: Vec::new() }, memory);
             let (hits, peak) = pass(&plan);
             let room = memory.checked_div(largest).unwrap_or(u64::MAX);
             prop_assert!(room.saturating_sub(2).min(cycle.len() as u64) <= hits as u64);

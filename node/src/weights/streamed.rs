@@ -25,6 +25,7 @@ use super::{
     RawTensor, Tensors, Weights, WeightsError,
     ahead::{self, Shared},
     chunks::Chunks,
+    experts::{ExpertStats, Experts},
     rows, tensors,
 };
 use crate::{
@@ -46,6 +47,7 @@ pub struct Streamed {
     memory: u64,
     /// By group.
     counts: Mutex<Vec<Counts>>,
+    experts: Experts,
     _ahead: AbortOnDropHandle<()>,
 }
 
@@ -79,6 +81,8 @@ pub struct Stats {
     pub mapped_chunks: usize,
     /// Bytes of single rows kept.
     pub row_bytes: u64,
+    /// Routed experts.
+    pub experts: ExpertStats,
     /// Each group, in the manifest's order.
     pub groups: Vec<GroupStats>,
 }
@@ -125,7 +129,8 @@ impl Streamed {
         let chunks = Arc::new(Chunks::new(Arc::clone(&manifest), source));
         let shared = Arc::new(Shared::new(manifest, chunks, memory, ahead, runtime.clone()));
         let ahead = runtime.spawn(ahead::drive(Arc::clone(&shared)));
-        Self { shared, journal, memory, counts, _ahead: AbortOnDropHandle::new(ahead) }
+        let experts = Experts::new(Arc::clone(&shared));
+        Self { shared, journal, memory, counts, experts, _ahead: AbortOnDropHandle::new(ahead) }
     }
 
     /// What happened so far, and what is held now.
@@ -155,6 +160,7 @@ impl Streamed {
             in_flight_bytes: chunks.in_flight(),
             mapped_chunks: chunks.mapped(),
             row_bytes: self.shared.rows.lock().expect("no panics while held").bytes(),
+            experts: self.experts.stats(),
             groups: groups.collect(),
         }
     }
@@ -172,6 +178,11 @@ impl Streamed {
         Ok(joined.freeze())
     }
 
+    fn positions(&self, groups: &[Group]) -> Vec<usize> {
+        let expert = |group: &&Group| matches!(group, Group::Expert { .. });
+        groups.iter().filter(expert).filter_map(|group| self.shared.layout.index(group)).collect()
+    }
+
     fn counts(&self) -> MutexGuard<'_, Vec<Counts>> {
         self.counts.lock().expect("no panics while held")
     }
@@ -185,13 +196,18 @@ impl Weights for Streamed {
     fn group(&self, group: &Group) -> Result<Arc<Tensors>, WeightsError> {
         let at = self.shared.layout.index(group).ok_or_else(|| WeightsError::NoSuchGroup(group.clone()))?;
         let asked = Instant::now();
-        let (slot, found) = self.shared.visit(at);
-        let ready = found.is_some();
-        let hit = ready && self.shared.plan.is_resident(at);
-        let tensors = match found {
-            Some(found) => found,
-            None => self.shared.runtime.block_on(slot.wait()),
-        }?;
+        let (tensors, hit, ready) = match group {
+            Group::Expert { .. } => {
+                let (loaded, hit) = self.experts.take(at);
+                (loaded?, hit, hit)
+            }
+            _ => {
+                let (slot, found) = self.shared.visit(at);
+                let ready = found.is_some();
+                let loaded = found.unwrap_or_else(|| self.shared.runtime.block_on(slot.wait()));
+                (loaded?, ready && self.shared.plan.is_resident(at), ready)
+            }
+        };
         let waited = asked.elapsed().as_micros();
         let counts = &mut self.counts()[at];
         match (hit, ready) {
@@ -202,6 +218,19 @@ impl Weights for Streamed {
         let waited_us = u64::try_from(waited).unwrap_or(u64::MAX);
         self.journal.record(Event::GroupReady { group: group.to_string(), hit, waited_us });
         Ok(tensors)
+    }
+
+    fn ready(&self, group: &Group) -> Option<Arc<Tensors>> {
+        let slot = self.shared.held().slot(self.shared.layout.index(group)?)?;
+        slot.outcome()?.ok()
+    }
+
+    fn expect(&self, experts: &[Group]) {
+        self.experts.expect(self.positions(experts));
+    }
+
+    fn guess(&self, experts: &[Group]) {
+        self.experts.guess(&self.positions(experts));
     }
 
     fn rows(&self, tensor: &str, rows: &[u32]) -> Result<RawTensor, WeightsError> {
@@ -229,6 +258,7 @@ impl Drop for Streamed {
     fn drop(&mut self) {
         // Tasks share what owns them; this is where the circle is broken.
         self.shared.held().close();
+        self.experts.close();
     }
 }
 

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use surf_protocol::{Group, Stack};
 
-use super::{Architecture, Layer, Shape, Step, Tables};
+use super::{Architecture, Layer, Shape, Step, Tables, mixture::MixtureShape};
 use crate::engine::{
-    EngineError, attention::Attention, cache::CacheShape, fields::Fields, kernels::Activation,
-    linear::Linear, mlp::GatedMlp, norm::RmsNorm, parts::Parts, pass::Pass, rotary::Rotary,
+    EngineError, attention::Attention, cache::CacheShape, experts::Mixture, fields::Fields,
+    kernels::Activation, linear::Linear, mlp::GatedMlp, norm::RmsNorm, parts::Parts, pass::Pass,
+    rotary::Rotary,
 };
 
 /// The input embedding, and the output projection where both are one.
@@ -46,6 +47,8 @@ pub(super) struct Variant {
     pub(super) mlp_bias: bool,
     /// Whether queries and keys are normed, head by head.
     pub(super) qk_norm: bool,
+    /// The experts that blocks have instead of an MLP.
+    pub(super) mixture: Option<Arc<MixtureShape>>,
 }
 
 /// What a configuration that does not say means.
@@ -98,6 +101,21 @@ impl Decoder {
         self.blocks
     }
 
+    /// Elements of a token between blocks.
+    pub(super) fn hidden(&self) -> usize {
+        self.hidden
+    }
+
+    /// Elements inside an MLP.
+    pub(super) fn intermediate(&self) -> usize {
+        self.intermediate
+    }
+
+    /// What MLPs put between their products.
+    pub(super) fn activation(&self) -> Activation {
+        self.activation
+    }
+
     /// As this descendant.
     pub(super) fn boxed(self, variant: Variant) -> Box<dyn Architecture> {
         Box::new(Self { variant, ..self })
@@ -105,7 +123,7 @@ impl Decoder {
 
     fn block(&self, index: usize, parts: &Parts<'_>) -> Result<Block, EngineError> {
         let block = parts.under(&format!("model.layers.{index}"));
-        let (attention, mlp) = (block.under("self_attn"), block.under("mlp"));
+        let attention = block.under("self_attn");
         let (hidden, dim) = (self.hidden, self.head_dim);
         let (width, kv_width) = (self.heads * dim, self.kv_heads * dim);
         let head_norm = |name| attention.rms_norm(name, dim, self.eps);
@@ -129,13 +147,21 @@ impl Decoder {
                 block: index,
             },
             before_mlp: block.rms_norm("post_attention_layernorm", hidden, self.eps)?,
-            mlp: GatedMlp {
-                gate: mlp.linear("gate_proj", hidden, self.intermediate, self.variant.mlp_bias)?,
-                up: mlp.linear("up_proj", hidden, self.intermediate, self.variant.mlp_bias)?,
-                down: mlp.linear("down_proj", self.intermediate, hidden, self.variant.mlp_bias)?,
-                activation: self.activation,
-            },
+            feed_forward: self.feed_forward(index, &block)?,
         })
+    }
+
+    fn feed_forward(&self, index: usize, block: &Parts<'_>) -> Result<FeedForward, EngineError> {
+        if let Some(mixture) = self.variant.mixture.as_ref().filter(|mixture| mixture.is_in(index)) {
+            return Ok(FeedForward::Mixture(mixture.layer(index as u32, block)?));
+        }
+        let (mlp, hidden, bias) = (block.under("mlp"), self.hidden, self.variant.mlp_bias);
+        Ok(FeedForward::Dense(GatedMlp {
+            gate: mlp.linear("gate_proj", hidden, self.intermediate, bias)?,
+            up: mlp.linear("up_proj", hidden, self.intermediate, bias)?,
+            down: mlp.linear("down_proj", self.intermediate, hidden, bias)?,
+            activation: self.activation,
+        }))
     }
 }
 
@@ -184,13 +210,32 @@ struct Block {
     before_attention: RmsNorm,
     attention: Attention,
     before_mlp: RmsNorm,
-    mlp: GatedMlp,
+    feed_forward: FeedForward,
+}
+
+/// What a block does after its attention.
+#[derive(Debug)]
+enum FeedForward {
+    Dense(GatedMlp),
+    Mixture(Mixture),
 }
 
 impl Layer for Block {
     fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, EngineError> {
         let x = (x + self.attention.forward(&self.before_attention.forward(x)?, pass)?)?;
-        Ok((&x + self.mlp.forward(&self.before_mlp.forward(&x)?)?)?)
+        let y = self.before_mlp.forward(&x)?;
+        let y = match &self.feed_forward {
+            FeedForward::Dense(mlp) => mlp.forward(&y)?,
+            FeedForward::Mixture(mixture) => mixture.forward(&y, &x, pass)?,
+        };
+        Ok((x + y)?)
+    }
+
+    fn likely(&self, x: &Tensor) -> Result<Vec<Group>, EngineError> {
+        match &self.feed_forward {
+            FeedForward::Dense(_) => Ok(Vec::new()),
+            FeedForward::Mixture(mixture) => mixture.likely(&self.before_mlp.forward(x)?),
+        }
     }
 }
 
@@ -211,6 +256,10 @@ impl Layer for Head {
             Some(projection) => projection.forward(&x),
             None => Ok(x),
         }
+    }
+
+    fn likely(&self, _: &Tensor) -> Result<Vec<Group>, EngineError> {
+        Ok(Vec::new())
     }
 }
 

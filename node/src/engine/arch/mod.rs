@@ -7,8 +7,12 @@
 mod decoder;
 mod llama;
 mod mistral;
+mod mixtral;
+mod mixture;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 
 #[cfg(test)]
 mod tests;
@@ -24,8 +28,15 @@ use super::{EngineError, cache::CacheShape, fields::Fields, files::Files, parts:
 type Read = fn(&Fields<'_>) -> Result<Box<dyn Architecture>, EngineError>;
 
 /// By `model_type`.
-const SUPPORTED: [(&str, Read); 4] =
-    [("llama", llama::read), ("mistral", mistral::read), ("qwen2", qwen2::read), ("qwen3", qwen3::read)];
+const SUPPORTED: [(&str, Read); 7] = [
+    ("llama", llama::read),
+    ("mistral", mistral::read),
+    ("mixtral", mixtral::read),
+    ("qwen2", qwen2::read),
+    ("qwen2_moe", qwen2_moe::read),
+    ("qwen3", qwen3::read),
+    ("qwen3_moe", qwen3_moe::read),
+];
 
 /// A model's structure.
 pub(crate) trait Architecture: fmt::Debug + Send + Sync {
@@ -46,6 +57,10 @@ pub(crate) trait Architecture: fmt::Debug + Send + Sync {
 pub(crate) trait Layer: fmt::Debug + Send + Sync {
     /// From `[tokens, …]` to `[tokens, …]`.
     fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, EngineError>;
+
+    /// The routed experts that this block would choose, told from what the block before has of the tokens
+    /// after its attention; empty where there are none.
+    fn likely(&self, x: &Tensor) -> Result<Vec<Group>, EngineError>;
 }
 
 /// Tables of which a pass needs some rows.

@@ -76,6 +76,13 @@ pub(crate) fn add(to: &mut [f32], more: &[f32]) {
     }
 }
 
+/// Adds `scale` times `more` to `to`.
+pub(crate) fn add_scaled(to: &mut [f32], more: &[f32], scale: f32) {
+    for (to, more) in to.iter_mut().zip(more) {
+        *to += scale * more;
+    }
+}
+
 /// Scales each row of `x`, as long as `weight`, to mean square one, then by `weight`.
 pub(crate) fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
     x.par_chunks_mut(weight.len().max(TASK_ELEMENTS / weight.len() * weight.len())).for_each(|rows| {

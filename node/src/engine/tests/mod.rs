@@ -1,6 +1,8 @@
 //! Whole models: logits and tokens against what transformers recorded, and everything that several
 //! requests can do to each other.
 
+mod experts;
+mod swarm;
 mod weights;
 
 use std::time::Duration;

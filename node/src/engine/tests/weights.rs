@@ -119,6 +119,17 @@ impl Weights for FileWeights {
         self.groups.get(group).cloned().ok_or_else(|| WeightsError::NoSuchGroup(group.clone()))
     }
 
+    fn ready(&self, _: &Group) -> Option<Arc<Tensors>> {
+        None
+    }
+
+    fn expect(&self, experts: &[Group]) {
+        let experts: Vec<String> = experts.iter().map(Group::to_string).collect();
+        self.state.lock().unwrap().asked.push(format!("expect {}", experts.join(", ")));
+    }
+
+    fn guess(&self, _: &[Group]) {}
+
     fn rows(&self, tensor: &str, rows: &[u32]) -> Result<RawTensor, WeightsError> {
         let found = self.groups.values().find_map(|group| group.tensors.get(tensor));
         let table = found.ok_or_else(|| WeightsError::NoSuchTensor(tensor.to_owned()))?;

@@ -1,0 +1,287 @@
+//! Routed experts: fetched when a router has chosen them, kept by use.
+//!
+//! A token visits a few of many experts, and which ones is only known when it gets there. Those that
+//! are chosen are all asked for at once; those that are guessed to be chosen next are asked for behind
+//! them. What stays in memory is what was used most, lately ([`Uses`]); what is not worth keeping
+//! passes through, one computing and one coming.
+
+use std::{
+    cmp::Ordering,
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use serde::Serialize;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    ahead::Shared,
+    held::{Loaded, Slot},
+};
+
+/// Passes after which a use counts half as much.
+const HALF_LIFE: f64 = 64.0;
+
+/// Half lives after which all scores are made smaller, long before they leave the range of numbers.
+const RESCALED: f64 = 512.0;
+
+/// The routed experts of a model, as far as they are here.
+#[derive(Debug)]
+pub(super) struct Experts {
+    shared: Arc<Shared>,
+    /// Bytes of those that stay.
+    budget: u64,
+    book: Mutex<Book>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    held: HashMap<usize, Expert>,
+    /// Bytes of those held that stay.
+    bytes: u64,
+    uses: Uses,
+    /// What will be asked for, in this order.
+    chosen: Vec<usize>,
+    /// Those of them that are not held yet.
+    queue: Vec<usize>,
+    /// Chunks wished for, until their expert is loaded.
+    wishes: HashMap<usize, AbortOnDropHandle<()>>,
+    /// What was guessed for the next block, and whether it was wished for.
+    guessed: HashMap<usize, bool>,
+    stats: ExpertStats,
+}
+
+/// An expert in memory, or on its way there.
+#[derive(Debug)]
+struct Expert {
+    slot: Arc<Slot>,
+    stays: bool,
+    /// Nobody has taken it yet.
+    new: bool,
+}
+
+/// What happened to routed experts so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ExpertStats {
+    /// Bytes of those that stay in memory.
+    pub kept_bytes: u64,
+    /// Bytes that may.
+    pub kept_bytes_max: u64,
+    /// Times that one was asked for and had stayed.
+    pub hits: u64,
+    /// Times that one was asked for and had to be loaded.
+    pub misses: u64,
+    /// Experts that were guessed to be chosen next.
+    pub guessed: u64,
+    /// Those of them that were chosen then.
+    pub guessed_right: u64,
+    /// Bytes of experts that were fetched for a guess, and not chosen then.
+    pub guessed_wrong_bytes: u64,
+}
+
+impl Experts {
+    /// None is here yet.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let budget = shared.plan.experts_kept();
+        Self { shared, budget, book: Mutex::default() }
+    }
+
+    /// What happened so far.
+    pub(super) fn stats(&self) -> ExpertStats {
+        let book = self.book();
+        ExpertStats { kept_bytes: book.bytes, kept_bytes_max: self.budget, ..book.stats }
+    }
+
+    /// Says that `chosen`, experts of one block, will be asked for, in this order.
+    pub(super) fn expect(&self, chosen: Vec<usize>) {
+        let (now, round) = self.now();
+        let mut book = self.book();
+        let book = &mut *book;
+        book.judge(&chosen, &self.shared);
+        chosen.iter().for_each(|&group| book.uses.count(group, round));
+        book.held.retain(|_, expert| expert.stays);
+        book.queue = chosen.iter().copied().filter(|group| !book.held.contains_key(group)).collect();
+        book.chosen = chosen;
+        for &group in &book.queue {
+            let wish = self.shared.wish(group, now);
+            book.wishes.extend(wish.map(|wish| (group, wish)));
+        }
+        self.fill(book);
+    }
+
+    /// Says that `guessed`, experts of the block after that, may be chosen then.
+    pub(super) fn guess(&self, guessed: &[usize]) {
+        let soon = self.shared.held().soon();
+        let mut book = self.book();
+        for &group in guessed {
+            let wish = match book.held.contains_key(&group) {
+                true => None,
+                false => self.shared.wish(group, soon),
+            };
+            if book.guessed.insert(group, wish.is_some()).is_none() {
+                book.stats.guessed += 1;
+            }
+            book.wishes.extend(wish.map(|wish| (group, wish)));
+        }
+    }
+
+    /// The tensors of `group`, and whether they had stayed. Blocks until they are here.
+    pub(super) fn take(&self, group: usize) -> (Loaded, bool) {
+        let (now, _) = self.now();
+        let (slot, hit) = {
+            let mut book = self.book();
+            let (slot, hit) = match book.held.get_mut(&group) {
+                Some(expert) => (Arc::clone(&expert.slot), !std::mem::replace(&mut expert.new, false)),
+                None => (self.shared.start(group, now, false), false),
+            };
+            match hit {
+                true => book.stats.hits += 1,
+                false => book.stats.misses += 1,
+            }
+            (slot, hit)
+        };
+        let loaded = self.shared.runtime.block_on(slot.wait());
+        let mut book = self.book();
+        let book = &mut *book;
+        book.wishes.remove(&group);
+        book.queue.retain(|other| *other != group);
+        if book.held.get(&group).is_some_and(|expert| !expert.stays || loaded.is_err()) {
+            book.drop(group, &self.shared);
+        }
+        self.fill(book);
+        (loaded, hit)
+    }
+
+    /// Lets go of everything.
+    pub(super) fn close(&self) {
+        *self.book() = Book::default();
+    }
+
+    /// Starts to load what will be asked for next, as far as there is room.
+    fn fill(&self, book: &mut Book) {
+        let (now, _) = self.now();
+        while let Some(&group) = book.queue.first() {
+            let stays = book.make_room(group, self.budget, &self.shared);
+            // Beside the one that computes, one may come that will not stay.
+            if !stays && book.held.values().any(|expert| !expert.stays) {
+                return;
+            }
+            book.queue.remove(0);
+            let slot = self.shared.start(group, now, stays);
+            book.held.insert(group, Expert { slot, stays, new: true });
+        }
+    }
+
+    fn now(&self) -> (crate::source::Urgency, u64) {
+        let held = self.shared.held();
+        (held.now(), held.round())
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().expect("no panics while held")
+    }
+}
+
+impl Book {
+    /// Compares what was guessed with what is `chosen`, and no longer wishes for the rest.
+    fn judge(&mut self, chosen: &[usize], shared: &Shared) {
+        let chosen: HashSet<usize> = chosen.iter().copied().collect();
+        for (group, wished) in self.guessed.drain() {
+            if chosen.contains(&group) {
+                self.stats.guessed_right += 1;
+            } else if wished {
+                self.stats.guessed_wrong_bytes += shared.plan.size(group);
+                self.wishes.remove(&group);
+            }
+        }
+    }
+
+    /// Makes room for `group` to stay, if it is worth more than what would have to go. What was chosen
+    /// beside it is.
+    fn make_room(&mut self, group: usize, budget: u64, shared: &Shared) -> bool {
+        let size = shared.plan.size(group);
+        let mut going = Vec::new();
+        let mut free = budget.saturating_sub(self.bytes);
+        if free < size {
+            let mut others: Vec<usize> = self.held.keys().copied().collect();
+            others.retain(|other| self.held[other].stays && !self.chosen.contains(other));
+            others.sort_by(|a, b| self.uses.compare(*a, *b));
+            let worth_less = |other: &usize| self.uses.compare(*other, group) == Ordering::Less;
+            for other in others.into_iter().take_while(worth_less) {
+                free += shared.plan.size(other);
+                going.push(other);
+                if size <= free {
+                    break;
+                }
+            }
+        }
+        if free < size {
+            return false;
+        }
+        going.into_iter().for_each(|other| self.drop(other, shared));
+        self.bytes += size;
+        true
+    }
+
+    fn drop(&mut self, group: usize, shared: &Shared) {
+        if self.held.remove(&group).is_some_and(|expert| expert.stays) {
+            self.bytes -= shared.plan.size(group);
+        }
+    }
+}
+
+/// How much each group is used: every use counts one, and half as much some passes later. (Least
+/// frequently used with ageing; new uses are counted for more instead of old ones for less.)
+#[derive(Debug, Default)]
+struct Uses {
+    scores: HashMap<usize, f64>,
+    /// The pass at which a use counts one.
+    since: u64,
+}
+
+impl Uses {
+    /// Counts a use of `group` in pass `round`.
+    fn count(&mut self, group: usize, round: u64) {
+        let age = |since| round.saturating_sub(since) as f64 / HALF_LIFE;
+        if RESCALED < age(self.since) {
+            let factor = (-age(self.since)).exp2();
+            self.scores.values_mut().for_each(|score| *score *= factor);
+            self.since = round;
+        }
+        *self.scores.entry(group).or_default() += age(self.since).exp2();
+    }
+
+    /// Which of two is worth less; the first, of equals.
+    fn compare(&self, a: usize, b: usize) -> Ordering {
+        let score = |group| self.scores.get(&group).copied().unwrap_or(0.0);
+        score(a).total_cmp(&score(b)).then(a.cmp(&b))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_uses_count_less() {
+        let mut uses = Uses::default();
+        (0..3).for_each(|round| uses.count(1, round));
+        uses.count(2, 100);
+        assert_eq!(uses.compare(2, 1), Ordering::Less);
+        uses.count(2, 101);
+        assert_eq!(uses.compare(1, 2), Ordering::Less);
+        assert_eq!(uses.compare(7, 1), Ordering::Less, "what was never used is worth least");
+        assert_eq!((uses.compare(7, 8), uses.compare(8, 7)), (Ordering::Less, Ordering::Greater));
+    }
+
+    #[test]
+    fn scores_stay_numbers() {
+        let mut uses = Uses::default();
+        for round in (0..10_000_000).step_by(10_000) {
+            uses.count(round as usize % 3, round);
+        }
+        assert!(uses.scores.values().all(|score| score.is_finite()));
+        uses.count(5, 10_000_000);
+        assert_eq!(uses.compare(0, 5), Ordering::Less);
+    }
+}
