@@ -70,6 +70,11 @@ impl<'a> Fields<'a> {
         Ok(object.map(|object| Fields { object, path: format!("{}{name}.", self.path) }))
     }
 
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.object.is_empty()
+    }
+
     /// Whether `name` is there, be it `null`.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.object.contains_key(name)

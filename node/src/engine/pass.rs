@@ -59,7 +59,11 @@ impl<'a> Pass<'a> {
         if let Some((_, turns)) = self.turns.iter().find(|(known, _)| Arc::ptr_eq(known, rotary)) {
             return Arc::clone(turns);
         }
-        let turns = Arc::new(rotary.turns(&self.positions));
+        let runs = self.spans.iter().map(|span| {
+            let end = span.start + span.rows.len();
+            (span.start..end, end)
+        });
+        let turns = Arc::new(rotary.turns(runs));
         self.turns.push((Arc::clone(rotary), Arc::clone(&turns)));
         turns
     }

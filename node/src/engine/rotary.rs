@@ -1,17 +1,68 @@
 //! Rotary position embeddings: each pair of a head's elements is turned by an angle that grows with
 //! the position, fast for the first pairs and slowly for the last.
 //!
-//! The variants differ only in those speeds, so they are worked out once, from the configuration.
-//! Element `i` is paired with element `i + size / 2`, as transformers does.
+//! The variants differ only in those speeds, and in a scale that some put on cosines and sines;
+//! `scaling.rs` works both out from the configuration. For a few the speeds depend on how long the
+//! sequence is, so whoever asks for [`Turns`] says so.
 
-use std::f64::consts::PI;
+mod scaling;
 
+#[cfg(test)]
+mod tests;
+
+use std::{borrow::Cow, ops::Range};
+
+use self::scaling::Settings;
 use super::{EngineError, fields::Fields};
+
+/// How the pairs of one head are turned.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Rotary {
+    speeds: Speeds,
+    /// On cosines and sines.
+    scale: f32,
+    pairing: Pairing,
+}
+
+/// Which two elements of a head are turned together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Pairing {
+    /// Element `i` with `i + pairs`, as transformers does.
+    #[default]
+    Halves,
+    /// Element `2i` with `2i + 1`, as the first Llama and DeepSeek do.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for DeepSeek and GGUF, which are not read yet"))]
+    Neighbours,
+}
+
+/// How a family of models writes its rotary settings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spelling<'a> {
+    /// The field with the base of the speeds, and what it is where nothing is said.
+    pub(crate) theta: (&'a str, f64),
+    /// The field with the share of a head that is turned, and what it is where nothing is said.
+    pub(crate) share: (&'a str, f64),
+    /// Whose settings these are, where each type of layer has its own: `rope_parameters` holds one
+    /// object for each.
+    pub(crate) layer_type: Option<&'a str>,
+    /// Whether `rope_scaling` counts.
+    pub(crate) scaled: bool,
+    /// What `original_max_position_embeddings` is where it is not said beside the other sizes.
+    pub(crate) original: Option<f64>,
+    /// How many names this family has for `longrope`.
+    pub(crate) longrope: &'a [&'a str],
+    pub(crate) pairing: Pairing,
+}
 
 /// Angular speeds of a head's pairs.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Rotary {
-    speeds: Vec<f32>,
+enum Speeds {
+    /// The same for every sequence.
+    Always(Vec<f32>),
+    /// The second for sequences of more than so many tokens.
+    Beyond(Vec<f32>, usize, Vec<f32>),
+    /// Falling with the length, from `context` tokens on.
+    Falling { theta: f64, size: usize, factor: f64, context: f64 },
 }
 
 /// Cosines and sines for some positions.
@@ -20,45 +71,76 @@ pub(crate) struct Turns {
     cos: Vec<f32>,
     sin: Vec<f32>,
     pairs: usize,
+    pairing: Pairing,
+}
+
+impl Default for Spelling<'_> {
+    fn default() -> Self {
+        Self {
+            theta: ("rope_theta", 10_000.0),
+            share: ("partial_rotary_factor", 1.0),
+            layer_type: None,
+            scaled: true,
+            original: None,
+            longrope: &["longrope"],
+            pairing: Pairing::Halves,
+        }
+    }
 }
 
 impl Rotary {
-    /// From `rope_parameters`, as transformers 5 writes it, else from `rope_theta` and
-    /// `rope_scaling`, for heads of `head_dim`.
+    /// From `rope_parameters`, as transformers 5 writes it, or from `rope_theta` and `rope_scaling`,
+    /// for heads of `head_dim`.
     pub(crate) fn read(fields: &Fields<'_>, head_dim: usize) -> Result<Self, EngineError> {
-        let scaling = match fields.object("rope_parameters")? {
-            Some(parameters) => Some(parameters),
-            None => fields.object("rope_scaling")?,
-        };
-        let theta = match scaling.as_ref().map(|scaling| scaling.real("rope_theta")).transpose()?.flatten() {
-            Some(theta) => theta,
-            None => fields.real("rope_theta")?.unwrap_or(10_000.0),
-        };
-        if !(1.0..=1e12).contains(&theta) {
-            return Err(EngineError::config("rope_theta", format!("is {theta}; it must be from 1 to 1e12")));
-        }
-        let share = match scaling.as_ref().map(|scaling| scaling.real("partial_rotary_factor")).transpose()? {
-            Some(Some(share)) => share,
-            _ => fields.real("partial_rotary_factor")?.unwrap_or(1.0),
-        };
-        if !(0.0..=1.0).contains(&share) {
-            return Err(EngineError::config("partial_rotary_factor", "must be from 0 to 1"));
-        }
-        let pairs = (head_dim as f64 * share) as usize / 2;
-        let speeds: Vec<f64> = (0..pairs).map(|i| theta.powf(-(i as f64) / pairs as f64)).collect();
-        let speeds = match &scaling {
-            Some(scaling) => scaled(scaling, speeds)?,
-            None => speeds,
-        };
-        Ok(Self { speeds: speeds.into_iter().map(|speed| speed as f32).collect() })
+        Self::spelled(fields, head_dim, &Spelling::default())
     }
 
-    /// Cosines and sines at `positions`.
-    pub(crate) fn turns(&self, positions: &[u32]) -> Turns {
-        let angles = positions.iter().flat_map(|&at| self.speeds.iter().map(move |speed| at as f32 * speed));
-        let (sin, cos) = angles.map(f32::sin_cos).unzip();
-        Turns { cos, sin, pairs: self.speeds.len() }
+    /// The same, for a family that writes them in its own way.
+    pub(crate) fn spelled(
+        fields: &Fields<'_>,
+        head_dim: usize,
+        spelling: &Spelling<'_>,
+    ) -> Result<Self, EngineError> {
+        let (speeds, scale) = Settings::read(fields, head_dim, spelling)?.speeds()?;
+        Ok(Self { speeds, scale: scale as f32, pairing: spelling.pairing })
     }
+
+    /// Cosines and sines for runs of positions, each in a sequence of so many tokens.
+    pub(crate) fn turns(&self, runs: impl IntoIterator<Item = (Range<usize>, usize)>) -> Turns {
+        let (mut cos, mut sin, mut pairs) = (Vec::new(), Vec::new(), 0);
+        for (positions, length) in runs {
+            let speeds = self.speeds.of(length);
+            pairs = speeds.len();
+            for at in positions {
+                for speed in &*speeds {
+                    let (s, c) = (at as f32 * speed).sin_cos();
+                    cos.push(c * self.scale);
+                    sin.push(s * self.scale);
+                }
+            }
+        }
+        Turns { cos, sin, pairs, pairing: self.pairing }
+    }
+}
+
+impl Speeds {
+    /// For a sequence of `length` tokens.
+    fn of(&self, length: usize) -> Cow<'_, [f32]> {
+        match self {
+            Self::Always(speeds) => Cow::Borrowed(speeds),
+            Self::Beyond(_, limit, long) if *limit < length => Cow::Borrowed(long),
+            Self::Beyond(short, ..) => Cow::Borrowed(short),
+            Self::Falling { theta, size, factor, context } => {
+                let stretch = factor * (length as f64).max(*context) / context - (factor - 1.0);
+                let theta = theta * stretch.powf(*size as f64 / (*size as f64 - 2.0));
+                Cow::Owned(narrow(scaling::geometric(theta, *size)))
+            }
+        }
+    }
+}
+
+fn narrow(speeds: Vec<f64>) -> Vec<f32> {
+    speeds.into_iter().map(|speed| speed as f32).collect()
 }
 
 impl Turns {
@@ -70,162 +152,21 @@ impl Turns {
         let turns = self.cos.chunks_exact(self.pairs).zip(self.sin.chunks_exact(self.pairs));
         for (token, (cos, sin)) in x.chunks_exact_mut(heads * head_dim).zip(turns) {
             for head in token.chunks_exact_mut(head_dim) {
-                let (first, rest) = head.split_at_mut(self.pairs);
-                for (((a, b), cos), sin) in first.iter_mut().zip(rest).zip(cos).zip(sin) {
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                let turns = cos.iter().zip(sin);
+                match self.pairing {
+                    Pairing::Halves => {
+                        let (first, rest) = head.split_at_mut(self.pairs);
+                        for ((a, b), (cos, sin)) in first.iter_mut().zip(rest).zip(turns) {
+                            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                        }
+                    }
+                    Pairing::Neighbours => {
+                        for ([a, b], (cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                        }
+                    }
                 }
             }
         }
-    }
-}
-
-fn scaled(scaling: &Fields<'_>, speeds: Vec<f64>) -> Result<Vec<f64>, EngineError> {
-    let kind = match scaling.text("rope_type")? {
-        Some(kind) => Some(kind),
-        None => scaling.text("type")?,
-    };
-    let positive = |field: &str| match scaling.real(field)? {
-        Some(value) if 0.0 < value && value.is_finite() => Ok(value),
-        _ => Err(scaling.invalid(field, "must be a number above 0")),
-    };
-    match kind.unwrap_or("default") {
-        "default" => Ok(speeds),
-        "linear" => {
-            let factor = positive("factor")?;
-            Ok(speeds.into_iter().map(|speed| speed / factor).collect())
-        }
-        "llama3" => {
-            let factor = positive("factor")?;
-            let (low, high) = (positive("low_freq_factor")?, positive("high_freq_factor")?);
-            let context = positive("original_max_position_embeddings")?;
-            if high <= low {
-                return Err(scaling.invalid("high_freq_factor", "must be above low_freq_factor"));
-            }
-            Ok(speeds.into_iter().map(|speed| llama3(speed, factor, low, high, context)).collect())
-        }
-        other => {
-            Err(scaling
-                .invalid("rope_type", format!("is {other:?}; supported are default, linear and llama3")))
-        }
-    }
-}
-
-/// Pairs that turn many times within the original context keep their speed, those that do not even
-/// turn once are slowed by `factor`, and between the two it goes over smoothly.
-fn llama3(speed: f64, factor: f64, low: f64, high: f64, context: f64) -> f64 {
-    let turns = context * speed / (2.0 * PI);
-    if turns < low {
-        speed / factor
-    } else if high < turns {
-        speed
-    } else {
-        let smooth = (turns - low) / (high - low);
-        (1.0 - smooth) * speed / factor + smooth * speed
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn rotary(config: &Value, head_dim: usize) -> Result<Rotary, EngineError> {
-        Rotary::read(&Fields::new(config.as_object().unwrap()), head_dim)
-    }
-
-    fn assert_close(got: &[f32], expected: &[f64]) {
-        assert_eq!(got.len(), expected.len());
-        for (got, expected) in got.iter().zip(expected) {
-            assert!((f64::from(*got) - expected).abs() <= 1e-6 * expected, "{got} {expected}");
-        }
-    }
-
-    #[test]
-    fn default_speeds_fall_geometrically() {
-        // 10000^(-2i/8)
-        let expected = [1.0, 0.1, 0.01, 0.001];
-        assert_close(&rotary(&json!({}), 8).unwrap().speeds, &expected);
-        assert_close(
-            &rotary(&json!({"rope_theta": 10000.0, "rope_scaling": null}), 8).unwrap().speeds,
-            &expected,
-        );
-        let new = json!({"rope_parameters": {"rope_type": "default", "rope_theta": 16.0}});
-        assert_close(&rotary(&new, 8).unwrap().speeds, &[1.0, 0.5, 0.25, 0.125]);
-    }
-
-    #[test]
-    fn linear_divides_every_speed() {
-        let expected = [0.25, 0.025, 0.0025, 0.00025];
-        for config in [
-            json!({"rope_scaling": {"type": "linear", "factor": 4.0}}),
-            json!({"rope_scaling": {"rope_type": "linear", "factor": 4}, "rope_theta": 10000}),
-            json!({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
-        ] {
-            assert_close(&rotary(&config, 8).unwrap().speeds, &expected);
-        }
-    }
-
-    /// `_compute_llama3_parameters` of transformers' `modeling_rope_utils.py`, written out in its own
-    /// terms (wavelengths), for the parameters of Llama 3.1.
-    #[test]
-    fn llama3_is_the_published_formula() {
-        let (factor, low, high, old_context) = (8.0, 1.0, 4.0, 8192.0);
-        let config = json!({"rope_theta": 500000.0, "rope_scaling": {
-            "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
-            "original_max_position_embeddings": 8192}});
-        let expected: Vec<f64> = (0..64)
-            .map(|i| {
-                let inv_freq = 1.0 / 500000.0f64.powf(2.0 * f64::from(i) / 128.0);
-                let wavelen = 2.0 * PI / inv_freq;
-                let (low_freq_wavelen, high_freq_wavelen) = (old_context / low, old_context / high);
-                let slowed = if wavelen > low_freq_wavelen { inv_freq / factor } else { inv_freq };
-                let smooth_factor = (old_context / wavelen - low) / (high - low);
-                let smoothed = (1.0 - smooth_factor) * slowed / factor + smooth_factor * slowed;
-                let is_medium = wavelen >= high_freq_wavelen && wavelen <= low_freq_wavelen;
-                if is_medium { smoothed } else { slowed }
-            })
-            .collect();
-        let got = rotary(&config, 128).unwrap().speeds;
-        assert_close(&got, &expected);
-        // All three ranges are there.
-        assert_eq!(f64::from(got[0]), 1.0);
-        assert!(got.iter().zip(0..).any(|(got, i)| {
-            let ratio = f64::from(*got) * 500000.0f64.powf(f64::from(i) / 64.0);
-            ratio < 0.99 && 0.13 < ratio
-        }));
-        assert!((f64::from(got[63]) * 500000.0f64.powf(63.0 / 64.0) - 0.125).abs() < 1e-6);
-    }
-
-    #[test]
-    fn what_is_not_supported_is_named() {
-        let error = rotary(&json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}), 8).unwrap_err();
-        assert!(error.to_string().contains("rope_scaling.rope_type is \"yarn\""), "{error}");
-        let error = rotary(&json!({"rope_scaling": {"type": "linear", "factor": 0.0}}), 8).unwrap_err();
-        assert!(error.to_string().contains("rope_scaling.factor"), "{error}");
-        assert!(rotary(&json!({"rope_theta": 0.0}), 8).is_err());
-        assert!(rotary(&json!({"rope_theta": "many"}), 8).is_err());
-    }
-
-    #[test]
-    fn pairs_are_turned_by_their_angle() {
-        let rotary = rotary(&json!({"rope_theta": 100.0}), 4).unwrap();
-        let mut x = [1.0, 0.0, 0.0, 2.0, 5.0, 6.0, 7.0, 8.0];
-        rotary.turns(&[3, 0]).apply(&mut x, 1, 4);
-        // Pair 0 is elements 0 and 2 at angle 3; pair 1 is elements 1 and 3 at angle 0.3.
-        let expected = [3f64.cos(), -2.0 * 0.3f64.sin(), 3f64.sin(), 2.0 * 0.3f64.cos(), 5.0, 6.0, 7.0, 8.0];
-        for (x, expected) in x.iter().zip(expected) {
-            assert!((f64::from(*x) - expected).abs() < 1e-6);
-        }
-    }
-
-    #[test]
-    fn a_share_of_the_head_may_stay_as_it_is() {
-        let rotary = rotary(&json!({"partial_rotary_factor": 0.5}), 8).unwrap();
-        let mut x: Vec<f32> = (0..8).map(|x| x as f32).collect();
-        rotary.turns(&[9]).apply(&mut x, 1, 8);
-        assert_eq!(rotary.speeds.len(), 2);
-        assert_eq!(x[4..], [4.0, 5.0, 6.0, 7.0]);
-        assert_ne!(x[..4], [0.0, 1.0, 2.0, 3.0]);
     }
 }
