@@ -10,14 +10,14 @@ pub(crate) struct CacheShape {
     pub(crate) blocks: usize,
     /// Heads that have keys and values of their own.
     pub(crate) heads: usize,
-    /// Elements of one head.
-    pub(crate) head_dim: usize,
+    /// Elements of a key and a value of one head together.
+    pub(crate) elements: usize,
 }
 
 impl CacheShape {
     /// Bytes for one token.
     pub(crate) fn token_bytes(&self) -> u64 {
-        (self.blocks * self.heads * self.head_dim) as u64 * 2 * 4
+        (self.blocks * self.heads * self.elements) as u64 * 4
     }
 }
 

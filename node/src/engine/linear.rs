@@ -32,6 +32,11 @@ impl Linear {
         }
     }
 
+    /// Its weight, of outputs by inputs.
+    pub(crate) fn weight(&self) -> &Matrix {
+        &self.weight
+    }
+
     /// From `[tokens, inputs]` to `[tokens, outputs]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
         let (rows, inputs) = x.dims2()?;

@@ -9,7 +9,7 @@
 //! - `actor`: who is in the next pass. `sequence`: one request in flight.
 //! - `model`: one pass, group after group. `pass`: what it is about. `cache`: what it remembers.
 //! - `arch`: which groups, and what each is made of. `parts`: tensors to layers.
-//! - `attention`, `mlp`, `experts`, `router`, `norm`, `rotary`, `linear`: the layers. `kernels`: their
+//! - `attention`, `latent`, `mlp`, `experts`, `router`, `norm`, `rotary`, `linear`: the layers. `kernels`: their
 //!   arithmetic.
 //! - `sampling`, `stop`, `text`, `template`: from logits to text, and from text to tokens.
 //! - `check`: is it right? Compares with what another implementation computed.
@@ -28,6 +28,7 @@ mod fields;
 mod files;
 mod host;
 mod kernels;
+mod latent;
 mod linear;
 mod mlp;
 mod model;

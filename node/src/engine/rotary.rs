@@ -31,7 +31,6 @@ pub(crate) enum Pairing {
     #[default]
     Halves,
     /// Element `2i` with `2i + 1`, as the first Llama and DeepSeek do.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for DeepSeek and GGUF, which are not read yet"))]
     Neighbours,
 }
 

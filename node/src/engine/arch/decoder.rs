@@ -6,11 +6,13 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use surf_protocol::{Group, Stack};
 
-use super::{Architecture, Layer, Shape, Step, Tables, mixture::MixtureShape};
+use super::{
+    Architecture, Layer, Shape, Step, Tables,
+    mixture::{FeedForward, MixtureShape},
+};
 use crate::engine::{
-    EngineError, attention::Attention, cache::CacheShape, experts::Mixture, fields::Fields,
-    kernels::Activation, linear::Linear, mlp::GatedMlp, norm::RmsNorm, parts::Parts, pass::Pass,
-    rotary::Rotary,
+    EngineError, attention::Attention, cache::CacheShape, fields::Fields, kernels::Activation,
+    linear::Linear, mlp::GatedMlp, norm::RmsNorm, parts::Parts, pass::Pass, rotary::Rotary,
 };
 
 /// The input embedding, and the output projection where both are one.
@@ -111,6 +113,11 @@ impl Decoder {
         self.intermediate
     }
 
+    /// Of the norms.
+    pub(super) fn eps(&self) -> f64 {
+        self.eps
+    }
+
     /// What MLPs put between their products.
     pub(super) fn activation(&self) -> Activation {
         self.activation
@@ -167,7 +174,7 @@ impl Decoder {
 
 impl Architecture for Decoder {
     fn shape(&self) -> Shape {
-        let cache = CacheShape { blocks: self.blocks, heads: self.kv_heads, head_dim: self.head_dim };
+        let cache = CacheShape { blocks: self.blocks, heads: self.kv_heads, elements: 2 * self.head_dim };
         Shape { vocab: self.vocab, context: self.context, cache }
     }
 
@@ -213,29 +220,15 @@ struct Block {
     feed_forward: FeedForward,
 }
 
-/// What a block does after its attention.
-#[derive(Debug)]
-enum FeedForward {
-    Dense(GatedMlp),
-    Mixture(Mixture),
-}
-
 impl Layer for Block {
     fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, EngineError> {
         let x = (x + self.attention.forward(&self.before_attention.forward(x)?, pass)?)?;
-        let y = self.before_mlp.forward(&x)?;
-        let y = match &self.feed_forward {
-            FeedForward::Dense(mlp) => mlp.forward(&y)?,
-            FeedForward::Mixture(mixture) => mixture.forward(&y, &x, pass)?,
-        };
+        let y = self.feed_forward.forward(&self.before_mlp.forward(&x)?, &x, pass)?;
         Ok((x + y)?)
     }
 
     fn likely(&self, x: &Tensor) -> Result<Vec<Group>, EngineError> {
-        match &self.feed_forward {
-            FeedForward::Dense(_) => Ok(Vec::new()),
-            FeedForward::Mixture(mixture) => mixture.likely(&self.before_mlp.forward(x)?),
-        }
+        self.feed_forward.likely(&self.before_mlp, x)
     }
 }
 

@@ -5,6 +5,7 @@
 //! describing it in a file here and naming it in [`SUPPORTED`].
 
 mod decoder;
+mod deepseek;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -28,7 +29,9 @@ use super::{EngineError, cache::CacheShape, fields::Fields, files::Files, parts:
 type Read = fn(&Fields<'_>) -> Result<Box<dyn Architecture>, EngineError>;
 
 /// By `model_type`.
-const SUPPORTED: [(&str, Read); 7] = [
+const SUPPORTED: [(&str, Read); 9] = [
+    ("deepseek_v2", deepseek::read_v2),
+    ("deepseek_v3", deepseek::read_v3),
     ("llama", llama::read),
     ("mistral", mistral::read),
     ("mixtral", mixtral::read),

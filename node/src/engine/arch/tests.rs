@@ -34,7 +34,7 @@ fn a_pass_goes_from_block_to_block_to_head() {
     assert_eq!(tied.steps(), expected);
     let shape = architecture.shape();
     assert_eq!((shape.vocab, shape.context), (100, 2048));
-    assert_eq!(shape.cache, CacheShape { blocks: 2, heads: 2, head_dim: 8 });
+    assert_eq!(shape.cache, CacheShape { blocks: 2, heads: 2, elements: 16 });
 }
 
 #[test]

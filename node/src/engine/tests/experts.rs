@@ -34,10 +34,15 @@ async fn qwen3_moe_agrees_with_transformers() {
     agrees("qwen3-moe").await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn deepseek_v3_agrees_with_transformers() {
+    agrees("deepseek-v3").await;
+}
+
 /// One token: everything but the experts, and those that it chose in each block.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_token_fetches_the_experts_it_chooses() {
-    for (name, blocks, taken) in [("qwen3-moe", 4, 4), ("mixtral", 4, 2)] {
+    for (name, blocks, taken) in [("qwen3-moe", 4, 4), ("mixtral", 4, 2), ("deepseek-v3", 3, 2)] {
         let published = Published::open(&fixture(name));
         let (weights, journal) = (published.weights(u64::MAX), Arc::new(Journal::default()));
         let engine = Engine::load(&files(&fixture(name)), weights.clone(), &CONFIG, journal).unwrap();
