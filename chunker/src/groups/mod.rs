@@ -4,9 +4,13 @@
 //! `llama.rs`, and a line in [`FAMILIES`]. Names that no table knows are grouped by their numbered part, so every tensor
 //! is in exactly one group, and the group of a tensor depends on nothing but the folder's `config.json` and the names.
 
+mod bert;
+mod distilbert;
 mod llama;
 mod mixture;
 mod named;
+mod roberta;
+mod t5;
 
 use std::io::Read;
 
@@ -15,7 +19,8 @@ use surf_protocol::{Group, Stack};
 use crate::Listed;
 
 /// Every family, in no order.
-const FAMILIES: &[&Family] = &[&llama::FAMILY, &mixture::FAMILY];
+const FAMILIES: &[&Family] =
+    &[&bert::FAMILY, &distilbert::FAMILY, &llama::FAMILY, &mixture::FAMILY, &roberta::FAMILY, &t5::FAMILY];
 
 /// Bytes in a `config.json`. Those of a thousand models have under a hundred thousand.
 const CONFIG_SIZE_MAX: u64 = 1024 * 1024;
@@ -41,6 +46,8 @@ enum Part {
     Embed,
     Block(Stack),
     Expert(Stack),
+    /// The final norm of a stack that is not the last.
+    Norm(Stack),
     Head,
 }
 
@@ -118,6 +125,7 @@ impl Part {
             Self::Embed => Group::Embed,
             Self::Block(stack) => Group::Block(stack, block),
             Self::Expert(stack) => Group::Expert { stack, block, expert },
+            Self::Norm(stack) => Group::Norm(stack),
             Self::Head => Group::Head,
         }
     }
@@ -127,21 +135,29 @@ impl Part {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Use {
     Embed,
-    /// Stack, block in it, and place in the block: itself, then its experts.
-    Stack(Stack, u32, u32),
-    /// The final norm of a stack.
-    AfterStack(Stack),
+    Stack(Stack, Within),
     Head,
     Named(named::Natural),
+}
+
+/// When a group of a stack is used.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Within {
+    /// A block, and the place in it: itself, then its experts.
+    Block(u32, u32),
+    /// The stack's final norm, before the next stack begins.
+    Norm,
 }
 
 impl Use {
     pub(crate) fn of(group: &Group) -> Self {
         match group {
             Group::Embed => Self::Embed,
-            Group::Block(stack, block) => Self::Stack(*stack, *block, 0),
-            Group::Expert { stack, block, expert } => Self::Stack(*stack, *block, expert.saturating_add(1)),
-            Group::Norm(stack) => Self::AfterStack(*stack),
+            Group::Block(stack, block) => Self::Stack(*stack, Within::Block(*block, 0)),
+            Group::Expert { stack, block, expert } => {
+                Self::Stack(*stack, Within::Block(*block, expert.saturating_add(1)))
+            }
+            Group::Norm(stack) => Self::Stack(*stack, Within::Norm),
             Group::Head => Self::Head,
             Group::Named(name) => Self::Named(named::Natural::of(name)),
         }

@@ -1,6 +1,9 @@
 //! Which tensors go together, in what order.
 
-use surf_protocol::{Group, Stack::Decoder};
+use surf_protocol::{
+    Group,
+    Stack::{Decoder, Encoder},
+};
 
 use super::*;
 
@@ -48,6 +51,60 @@ fn routed_experts_are_groups_of_their_own() {
     let expected =
         [expert(3, 12), expert(3, 2), expert(0, 7), block.clone(), block.clone(), block.clone(), block];
     assert_eq!(groups(Some(br#"{"model_type": "deepseek_v3"}"#), &names), expected);
+}
+
+#[test]
+fn an_encoder_has_blocks_and_tables_and_what_no_pass_needs() {
+    let names = [
+        "embeddings.word_embeddings.weight",
+        "embeddings.LayerNorm.bias",
+        "encoder.layer.0.attention.self.query.weight",
+        "encoder.layer.11.output.dense.bias",
+        "pooler.dense.weight",
+    ];
+    let expected = [
+        Group::Embed,
+        Group::Block(Encoder, 0),
+        Group::Block(Encoder, 0),
+        Group::Block(Encoder, 11),
+        named("pooler.dense"),
+    ];
+    let bert = br#"{"model_type": "bert"}"#;
+    assert_eq!(groups(Some(bert), &names), expected);
+    let within = |root: &str| names[..4].iter().map(|name| format!("{root}.{name}")).collect::<Vec<_>>();
+    for root in ["bert", "roberta"] {
+        let config = format!(r#"{{"model_type": "{root}"}}"#);
+        let names = within(root);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert_eq!(groups(Some(config.as_bytes()), &names), expected[..4]);
+    }
+    let distilbert =
+        ["distilbert.embeddings.LayerNorm.weight", "distilbert.transformer.layer.3.ffn.lin1.bias"];
+    let config = br#"{"model_type": "distilbert"}"#;
+    assert_eq!(groups(Some(config), &distilbert), [Group::Block(Encoder, 0), Group::Block(Encoder, 3)]);
+}
+
+#[test]
+fn t5_has_two_stacks_over_one_embedding() {
+    let names = [
+        "shared.weight",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        "encoder.final_layer_norm.weight",
+        "decoder.block.2.layer.1.EncDecAttention.k.weight",
+        "decoder.final_layer_norm.weight",
+        "lm_head.weight",
+        "decoder.embed_tokens.weight",
+    ];
+    let expected = [
+        Group::Embed,
+        Group::Block(Encoder, 0),
+        Group::Norm(Encoder),
+        Group::Block(Decoder, 2),
+        Group::Head,
+        Group::Head,
+        Group::Embed,
+    ];
+    assert_eq!(groups(Some(br#"{"model_type": "t5"}"#), &names), expected);
 }
 
 #[test]
@@ -105,6 +162,9 @@ fn groups_are_in_order_of_use() {
     let expert = Group::Expert { stack: Decoder, block: 2, expert: 0 };
     let in_order = [
         Group::Embed,
+        Group::Block(Encoder, 0),
+        Group::Block(Encoder, 11),
+        Group::Norm(Encoder),
         Group::Block(Decoder, 2),
         expert,
         Group::Block(Decoder, 10),
