@@ -8,6 +8,7 @@ mod check;
 mod client;
 mod completions;
 mod demo;
+mod embed;
 mod error;
 mod export;
 mod generate;
@@ -80,6 +81,7 @@ enum Command {
     Pull(pull::Pull),
     Export(export::Export),
     Generate(generate::Generate),
+    Embed(embed::Embed),
     Check(check::Check),
     Models(lists::Models),
     Peers(lists::Peers),
@@ -111,6 +113,7 @@ impl Cli {
             Command::Pull(command) => command.run(&context).await,
             Command::Export(command) => command.run(&context).await,
             Command::Generate(command) => command.run(&context).await,
+            Command::Embed(command) => command.run(&context).await,
             Command::Check(command) => command.run(&context).await,
             Command::Models(command) => command.run(&context).await,
             Command::Peers(command) => command.run(&context).await,

@@ -15,9 +15,9 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    CACHE_BYTES_MAX, EngineError, Logits,
-    cache::KvCache,
-    model::{Input, Model, Want},
+    CACHE_BYTES_MAX, EngineError,
+    batch::{self, Output, Row, What},
+    model::{Input, Model},
     sequence::{Job, Next, Sequence},
     text::Text,
 };
@@ -27,7 +27,7 @@ const ACTIVE_MAX: usize = 16;
 
 /// Tokens in one pass. A pass costs the weights once, whatever it computes, so prompts run in large
 /// batches; but everyone else waits for it.
-const PASS_TOKENS_MAX: usize = 512;
+pub(super) const PASS_TOKENS_MAX: usize = 512;
 
 /// How long a client may take nothing before it is given up.
 const FULL_MAX: Duration = Duration::from_secs(60);
@@ -40,12 +40,14 @@ const FULL_POLL: Duration = Duration::from_millis(10);
 pub(crate) enum Command {
     /// Answer a request.
     Generate(Box<Job>),
-    /// Compute all logits.
+    /// Compute everything about some rows.
     Forward {
         /// Each of at least one token, checked.
-        sequences: Vec<Vec<u32>>,
-        /// Who waits for them.
-        reply: oneshot::Sender<Result<Vec<Logits>, EngineError>>,
+        rows: Vec<Row>,
+        /// What is wanted of them.
+        what: What,
+        /// Who waits for it.
+        reply: oneshot::Sender<Result<Vec<Output>, EngineError>>,
     },
 }
 
@@ -69,6 +71,7 @@ impl Actor {
     pub(crate) fn run(mut self) {
         while self.admit() {
             self.dismiss();
+            self.encode();
             if !self.active.is_empty() && !self.pass() {
                 self.idle();
             }
@@ -100,16 +103,16 @@ impl Actor {
             Command::Generate(job) if job.events.is_closed() => (),
             Command::Generate(job) if fits(&self.active, &job, &self.model) => self.start(*job),
             Command::Generate(job) => self.next = Some(job),
-            Command::Forward { sequences, reply } if !reply.is_closed() => {
+            Command::Forward { rows, what, reply } if !reply.is_closed() => {
                 // Nobody waiting any more is no failure.
-                let _ = reply.send(self.forward(&sequences));
+                let _ = reply.send(batch::run(&mut self.model, &rows, what));
             }
             Command::Forward { .. } => (),
         }
     }
 
     fn start(&mut self, job: Job) {
-        self.active.push(Sequence::new(job, self.model.shape().cache, &self.text));
+        self.active.push(Sequence::new(job, self.model.shape(), &self.text));
     }
 
     /// Drops sequences that nobody listens to, or whose client has been away for too long.
@@ -121,6 +124,37 @@ impl Actor {
             }
             !full && !sequence.cancelled()
         });
+    }
+
+    /// Encodes the prompts of those who have not got that far, as many in a pass as it should have, or
+    /// one that is longer.
+    fn encode(&mut self) {
+        loop {
+            let (mut room, mut some) = (PASS_TOKENS_MAX, Vec::new());
+            for (at, sequence) in self.active.iter().enumerate() {
+                let Some(prompt) = sequence.unencoded() else { continue };
+                if some.is_empty() || prompt.len() <= room {
+                    room = room.saturating_sub(prompt.len());
+                    some.push((at, self.model.positions(prompt, &vec![true; prompt.len()])));
+                }
+            }
+            if some.is_empty() {
+                return;
+            }
+            let prompt = |at: usize| self.active[at].unencoded().unwrap_or_default();
+            let rows: Vec<_> = some.iter().map(|(at, positions)| (prompt(*at), &**positions)).collect();
+            let encoded = self.model.encode(&rows);
+            let encoded: Result<(), _> = encoded.and_then(|encoded| {
+                let each = some.iter().zip(encoded);
+                each.map(|((at, _), hidden)| self.active[*at].encoded(hidden)).collect()
+            });
+            if let Err(error) = encoded {
+                // From the last on, so that the others keep their places.
+                for (at, _) in some.iter().rev() {
+                    self.active.remove(*at).fail(error.clone());
+                }
+            }
+        }
     }
 
     /// One pass with everyone who has room for what it may say. False if that is nobody.
@@ -174,32 +208,6 @@ impl Actor {
             }
         } else {
             std::thread::park_timeout(FULL_POLL);
-        }
-    }
-
-    /// All logits of all sequences, in passes of bounded size.
-    fn forward(&mut self, sequences: &[Vec<u32>]) -> Result<Vec<Logits>, EngineError> {
-        let shape = self.model.shape();
-        let mut caches: Vec<KvCache> = sequences.iter().map(|_| KvCache::new(shape.cache)).collect();
-        let mut logits = vec![Logits { vocab: shape.vocab, values: Vec::new() }; sequences.len()];
-        loop {
-            let mut room = PASS_TOKENS_MAX;
-            let (mut inputs, mut whose) = (Vec::new(), Vec::new());
-            for (at, (tokens, cache)) in sequences.iter().zip(&mut caches).enumerate() {
-                let rest = &tokens[cache.len()..];
-                let tokens = &rest[..rest.len().min(room)];
-                room -= tokens.len();
-                if !tokens.is_empty() {
-                    whose.push(at);
-                    inputs.push(Input { tokens, cache, want: Want::All });
-                }
-            }
-            if inputs.is_empty() {
-                return Ok(logits);
-            }
-            for (at, more) in whose.into_iter().zip(self.model.forward(inputs)?) {
-                logits[at].values.extend(more);
-            }
         }
     }
 }

@@ -21,10 +21,10 @@ use super::{
 };
 
 /// Scores held at once by one thread. With long contexts fewer queries are taken together.
-const SCORES_MAX: usize = 1 << 18;
+pub(super) const SCORES_MAX: usize = 1 << 18;
 
 /// Queries taken together at most: more would compute more scores of the future, only to mask them.
-const QUERIES_MAX: usize = 64;
+pub(super) const QUERIES_MAX: usize = 64;
 
 /// See the module.
 #[derive(Clone, Debug)]

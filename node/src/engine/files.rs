@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use super::EngineError;
+use super::{EngineError, sentence};
 
 /// Files of a repository by their path in it. Those that the engine looks for are [`Files::WANTED`].
 #[derive(Clone, Debug, Default)]
@@ -13,14 +13,22 @@ pub struct Files(pub HashMap<String, Bytes>);
 
 impl Files {
     /// Everything that the engine reads, where it is there.
-    pub const WANTED: [&str; 6] = [
+    pub const WANTED: [&str; 9] = [
         "config.json",
         "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
         "chat_template.jinja",
+        "vocab.txt",
+        "modules.json",
+        "sentence_bert_config.json",
     ];
+
+    /// Files that those among [`Files::WANTED`] name, and that the engine reads too.
+    pub fn named(&self) -> Vec<String> {
+        sentence::files(self)
+    }
 
     /// The file at `path`, or an error that names it.
     pub(crate) fn required(&self, path: &str) -> Result<&Bytes, EngineError> {

@@ -1,4 +1,4 @@
-//! The gated feed-forward part of a block: `down(activation(gate(x)) · up(x))`.
+//! The feed-forward part of a block: `down(activation(up(x)))`, or gated, `down(activation(gate(x)) · up(x))`.
 
 use candle_core::Tensor;
 
@@ -8,7 +8,26 @@ use super::{
     linear::Linear,
 };
 
-/// See the module.
+/// Two products, with an activation between.
+#[derive(Clone, Debug)]
+pub(crate) struct Mlp {
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+    pub(crate) activation: Activation,
+}
+
+impl Mlp {
+    /// From `[tokens, hidden]` to the same.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
+        let up = self.up.forward(x)?;
+        let (rows, cols) = up.dims2()?;
+        let mut inner = host::copy(&up)?;
+        kernels::activate(self.activation, &mut inner);
+        self.down.forward(&host::tensor(inner, rows, cols)?)
+    }
+}
+
+/// Three products, of which two meet behind an activation.
 #[derive(Clone, Debug)]
 pub(crate) struct GatedMlp {
     pub(crate) gate: Linear,

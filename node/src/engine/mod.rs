@@ -6,12 +6,14 @@
 //!
 //! Reading order, from the outside in:
 //! - [`request`](Request): what can be asked, and what comes back.
-//! - `actor`: who is in the next pass. `sequence`: one request in flight.
+//! - `actor`: who is in the next pass. `sequence`: one request in flight. `batch`: whole rows at once.
 //! - `model`: one pass, group after group. `pass`: what it is about. `cache`: what it remembers.
+//!   `source`: what a decoder looks back at.
 //! - `arch`: which groups, and what each is made of. `parts`: tensors to layers.
-//! - `attention`, `latent`, `mlp`, `experts`, `router`, `norm`, `rotary`, `linear`: the layers. `kernels`: their
-//!   arithmetic.
-//! - `sampling`, `stop`, `text`, `template`: from logits to text, and from text to tokens.
+//! - `attention`, `plain_attention`, `latent`, `mlp`, `experts`, `router`, `norm`, `rotary`, `distances`,
+//!   `linear`: the layers. `kernels`: their arithmetic.
+//! - `sampling`, `stop`, `text`, `wordpiece`, `template`: from logits to text, and from text to tokens.
+//! - `sentence`: from vectors of tokens to one of the text.
 //! - `check`: is it right? Compares with what another implementation computed.
 //!
 //! What it deliberately is not: it knows no files, chunks or peers. Weights come from
@@ -20,8 +22,10 @@
 mod actor;
 mod arch;
 mod attention;
+mod batch;
 mod cache;
 mod check;
+mod distances;
 mod error;
 mod experts;
 mod fields;
@@ -35,14 +39,18 @@ mod model;
 mod norm;
 mod parts;
 mod pass;
+mod plain_attention;
 mod request;
 mod rotary;
 mod router;
 mod sampling;
+mod sentence;
 mod sequence;
+mod source;
 mod stop;
 mod template;
 mod text;
+mod wordpiece;
 
 #[cfg(test)]
 mod tests;
@@ -58,17 +66,20 @@ use tokio::{
     time::Instant,
 };
 
+pub use batch::{Output, Row, What};
 pub use check::Report;
 pub use error::EngineError;
 pub use files::Files;
 pub use request::{Done, Event, FinishReason, Prompt, Request, Token};
 pub use sampling::{Logprob, Sampling};
+pub use sentence::normalize;
 pub use text::Message;
 
 use crate::{config, journal::Journal, weights::Weights};
 use actor::{Actor, Command};
-use arch::Shape;
+use arch::{Kind, Shape};
 use model::Model;
+use sentence::Sentence;
 use sequence::Job;
 use text::Text;
 
@@ -81,8 +92,11 @@ const EVENTS_MAX: usize = 64;
 /// Bytes of keys and values that all sequences may fill together.
 const CACHE_BYTES_MAX: u64 = 8 << 30;
 
-/// Bytes of logits that one [`Engine::forward`] may give.
-const LOGITS_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of results that one [`Engine::forward`] may give.
+const OUTPUT_BYTES_MAX: u64 = 1 << 30;
+
+/// Tokens of texts that are embedded before others have their turn.
+const EMBED_TOKENS_MAX: usize = 4096;
 
 /// Stop strings of one request, and bytes in each.
 const STOPS_MAX: usize = 64;
@@ -95,15 +109,17 @@ pub struct Engine {
     commands: SyncSender<Command>,
     text: Arc<Text>,
     shape: Shape,
+    /// How texts become vectors, or why they cannot.
+    sentence: Arc<Result<Sentence, EngineError>>,
 }
 
-/// Logits of one sequence.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Logits {
-    /// Elements for each position.
-    pub vocab: usize,
-    /// By positions.
-    pub values: Vec<f32>,
+/// Texts as vectors.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Embedded {
+    /// One for each text, all of one length.
+    pub vectors: Vec<Vec<f32>>,
+    /// Tokens of all texts.
+    pub tokens: usize,
 }
 
 impl Engine {
@@ -116,7 +132,7 @@ impl Engine {
         journal: Arc<Journal>,
     ) -> Result<Self, EngineError> {
         let device = device(config)?;
-        let architecture = arch::read(files)?;
+        let architecture = arch::read(files, weights.manifest())?;
         let text = Arc::new(Text::read(files)?);
         let model = Model::new(architecture, weights, journal, device)?;
         let shape = model.shape();
@@ -126,7 +142,8 @@ impl Engine {
             .name("surf-engine".to_owned())
             .spawn(move || actor.run())
             .map_err(|error| EngineError::Device(format!("no thread to run the model on: {error}")))?;
-        Ok(Self { commands, text, shape })
+        let sentence = Arc::new(Sentence::read(files));
+        Ok(Self { commands, text, shape, sentence })
     }
 
     /// Starts to answer `request`. Tokenizes on this thread, which for a long prompt takes a while.
@@ -135,6 +152,17 @@ impl Engine {
     /// which nothing is taken for a minute is given up.
     pub fn generate(&self, request: Request) -> Result<mpsc::Receiver<Event>, EngineError> {
         request.sampling.check()?;
+        match self.shape.kind {
+            Kind::Encoder { .. } => {
+                let reason = "the model is an encoder, which generates no text; ask it for embeddings";
+                return Err(EngineError::Request(reason.to_owned()));
+            }
+            Kind::Seq2Seq { .. } if request.echo => {
+                let reason = "the model's answer does not continue its prompt, so there is nothing to echo";
+                return Err(EngineError::Request(reason.to_owned()));
+            }
+            Kind::Seq2Seq { .. } | Kind::Causal => (),
+        }
         if STOPS_MAX < request.stop.len() || request.stop.iter().any(|stop| STOP_BYTES_MAX < stop.len()) {
             let reason = format!("at most {STOPS_MAX} stop strings of {STOP_BYTES_MAX} bytes are looked for");
             return Err(EngineError::Request(reason));
@@ -146,30 +174,86 @@ impl Engine {
             Prompt::Chat(messages) => self.text.encode_chat(messages)?,
         };
         self.check_tokens(&prompt)?;
-        let room = self.context() - prompt.len();
+        let taken = match self.shape.kind {
+            // The prompt is the encoder's; the decoder has a token to start with.
+            Kind::Seq2Seq { .. } => 1,
+            Kind::Causal | Kind::Encoder { .. } => prompt.len(),
+        };
+        let room = self.context() - taken;
         let tokens_max = request.max_tokens.map_or(room, |max| max.min(room));
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         self.send(Command::Generate(Box::new(Job { prompt, tokens_max, request, events, asked })))?;
         Ok(receiver)
     }
 
-    /// The logits at every position of each of `sequences`. Requests in flight wait meanwhile.
-    pub async fn forward(&self, sequences: Vec<Vec<u32>>) -> Result<Vec<Logits>, EngineError> {
-        let tokens: usize = sequences.iter().map(Vec::len).sum();
-        sequences.iter().try_for_each(|sequence| self.check_tokens(sequence))?;
-        let per_token = self.shape.vocab as u64 * 4 + self.shape.cache.token_bytes();
-        if LOGITS_BYTES_MAX < (tokens as u64).saturating_mul(per_token) {
-            let reason = format!("logits for {tokens} tokens are more than one answer may hold");
+    /// What the model makes of every position of each of `rows`: an encoder hidden states, others
+    /// logits. Requests in flight wait meanwhile.
+    pub async fn forward(&self, rows: Vec<Row>) -> Result<Vec<Output>, EngineError> {
+        let mut bytes = 0u64;
+        for row in &rows {
+            self.check_tokens(&row.tokens)?;
+            row.decoder.iter().try_for_each(|tokens| self.check_tokens(tokens))?;
+            row.check(self.shape)?;
+            let (positions, width) = row.size(self.shape);
+            let kept = (row.tokens.len() + positions) as u64 * self.shape.cache.token_bytes();
+            bytes = bytes.saturating_add(kept + positions as u64 * width as u64 * 4);
+        }
+        if OUTPUT_BYTES_MAX < bytes {
+            let reason = format!("results for {} rows are more than one answer may hold", rows.len());
             return Err(EngineError::Request(reason));
         }
+        let what = match self.shape.kind {
+            Kind::Encoder { .. } => What::HiddenState,
+            Kind::Causal | Kind::Seq2Seq { .. } => What::Logits,
+        };
+        self.run(rows, what).await
+    }
+
+    /// Each of `texts` as a vector, made as the repository says; without a word on it, the mean of the
+    /// encoder's last hidden states, of length one. Text that is too long is cut.
+    pub async fn embed(&self, texts: &[Prompt]) -> Result<Embedded, EngineError> {
+        if self.shape.kind == Kind::Causal {
+            let reason = "the model has no encoder, and embeddings are an encoder's";
+            return Err(EngineError::Request(reason.to_owned()));
+        }
+        let sentence = self.sentence.as_ref().as_ref().map_err(Clone::clone)?;
+        let tokens_max = sentence.tokens_max().map_or(self.context(), |max| max.min(self.context()));
+        let mut embedded = Embedded::default();
+        let mut texts = texts.iter();
+        while texts.len() != 0 {
+            let (mut rows, mut tokens) = (Vec::new(), 0);
+            while tokens < EMBED_TOKENS_MAX
+                && let Some(text) = texts.next()
+            {
+                let row = match text {
+                    Prompt::Text(text) => self.text.encode_within(&sentence.prepared(text), tokens_max)?,
+                    Prompt::Tokens(tokens) => tokens.clone(),
+                    Prompt::Chat(_) => {
+                        return Err(EngineError::Request("a conversation cannot be embedded".to_owned()));
+                    }
+                };
+                self.check_tokens(&row)?;
+                tokens += row.len();
+                rows.push(Row::from(row));
+            }
+            embedded.tokens += tokens;
+            for output in self.run(rows, What::HiddenState).await? {
+                embedded.vectors.push(sentence.pooled(&output.values, output.width));
+            }
+        }
+        Ok(embedded)
+    }
+
+    async fn run(&self, rows: Vec<Row>, what: What) -> Result<Vec<Output>, EngineError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Forward { sequences, reply })?;
+        self.send(Command::Forward { rows, what, reply })?;
         answer.await.unwrap_or(Err(EngineError::Stopped))
     }
 
-    /// Runs the recorded inputs in `expected`, a safetensors file with `input_ids`, and compares with
-    /// the `logits` and `greedy_ids` in it. Passes if the largest error is at most `tolerance` times
-    /// the largest logit.
+    /// Runs the recorded inputs in `expected`, a safetensors file with `input_ids` and, where they were
+    /// used, `attention_mask` and `decoder_input_ids`. Compares with the `logits` or the
+    /// `last_hidden_state`, the `greedy_ids` and the `mean_pooled` in it. Passes if no error is greater
+    /// than `tolerance` times the largest number of its kind.
     pub async fn check(&self, expected: &[u8], tolerance: f32) -> Result<Report, EngineError> {
         check::check(self, expected, tolerance).await
     }

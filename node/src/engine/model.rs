@@ -7,16 +7,16 @@
 use std::{collections::HashMap, sync::Arc};
 
 use candle_core::{Device, Tensor};
-use surf_protocol::Group;
+use surf_protocol::{Group, Stack};
 use tokio::time::Instant;
 
 use super::{
     EngineError,
     arch::{Architecture, Layer, Shape, Step, Tables},
-    cache::KvCache,
+    cache::{CacheShape, KvCache},
     host, parts,
     parts::Parts,
-    pass::Pass,
+    pass::{Entry, Pass, Span},
 };
 use crate::{
     journal::{Event, Journal},
@@ -45,10 +45,8 @@ struct Kept {
 /// One sequence's part in a pass.
 #[derive(Debug)]
 pub(crate) struct Input<'a> {
-    /// Its new tokens, at least one.
-    pub(crate) tokens: &'a [u32],
-    /// What it has seen before.
-    pub(crate) cache: &'a mut KvCache,
+    /// Its new tokens, and what it has seen before.
+    pub(crate) entry: Entry<'a>,
     /// Which logits are wanted.
     pub(crate) want: Want,
 }
@@ -90,29 +88,35 @@ impl Model {
         self.architecture.shape()
     }
 
+    /// Where the tokens of a row stand when it is run whole; `mask` says which of them count.
+    pub(crate) fn positions(&self, tokens: &[u32], mask: &[bool]) -> Vec<u32> {
+        self.architecture.positions(tokens, mask)
+    }
+
     /// Runs the new tokens of all sequences through the model, and adds them to their caches.
     /// Returns, for each sequence, the wanted logits, by positions.
     ///
     /// After an error the caches are as before.
     pub(crate) fn forward(&mut self, inputs: Vec<Input<'_>>) -> Result<Vec<Vec<f32>>, EngineError> {
-        let (mut sequences, mut wanted, mut counts, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        for input in inputs {
-            let end = first + input.tokens.len() as u32;
-            let rows = match input.want {
+        let (mut entries, mut wanted, mut counts, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for Input { entry, want } in inputs {
+            let end = first + entry.tokens.len() as u32;
+            let rows = match want {
                 Want::Nothing => end..end,
                 Want::Last => end - 1..end,
                 Want::All => first..end,
             };
             counts.push(rows.len());
             wanted.extend(rows);
-            sequences.push((input.tokens, input.cache));
+            entries.push(entry);
             first = end;
         }
         let weights = Arc::clone(&self.weights);
-        let mut pass = Pass::new(sequences, &*weights);
-        let logits = self.run(&mut pass, &wanted)?;
+        let mut pass = Pass::new(entries, &*weights);
+        let logits = self.run(Stack::Decoder, &mut pass, &wanted)?;
         for span in &mut pass.spans {
             span.cache.advance(span.rows.len());
+            span.source.as_mut().into_iter().for_each(|source| source.complete());
         }
         let Some(logits) = logits else { return Ok(vec![Vec::new(); counts.len()]) };
         let vocab = self.shape().vocab;
@@ -127,12 +131,39 @@ impl Model {
         })
     }
 
-    /// All steps. The head is skipped if no logits are `wanted`, whose rows are in rising order.
-    fn run(&mut self, pass: &mut Pass<'_>, wanted: &[u32]) -> Result<Option<Tensor>, EngineError> {
+    /// Runs whole rows, each of tokens and their positions, through the encoder. Returns the last
+    /// hidden states of each, by tokens.
+    pub(crate) fn encode(&mut self, rows: &[(&[u32], &[u32])]) -> Result<Vec<Tensor>, EngineError> {
+        // An encoder sees everything at once, and keeps nothing.
+        let nothing = CacheShape { blocks: 0, ..self.shape().cache };
+        let mut caches: Vec<KvCache> = rows.iter().map(|_| KvCache::new(nothing)).collect();
+        let entry = |(&(tokens, positions), cache)| {
+            let positions = Some(positions);
+            Entry { tokens, positions, cache, source: None }
+        };
+        let weights = Arc::clone(&self.weights);
+        let mut pass = Pass::new(rows.iter().zip(&mut caches).map(entry), &*weights);
+        let hidden = self.run(Stack::Encoder, &mut pass, &[])?;
+        let hidden = hidden.ok_or_else(|| EngineError::Request("the model has no encoder".to_owned()))?;
+        let part = |span: &Span<'_>| hidden.narrow(0, span.rows.start, span.rows.len());
+        Ok(pass.spans.iter().map(part).collect::<Result<_, _>>()?)
+    }
+
+    /// All steps of one stage. The head is skipped if no logits are `wanted`, whose rows are in rising
+    /// order.
+    fn run(
+        &mut self,
+        stage: Stack,
+        pass: &mut Pass<'_>,
+        wanted: &[u32],
+    ) -> Result<Option<Tensor>, EngineError> {
         let mut tables = TableRows { weights: &*self.weights, kept: &self.kept };
         let mut x = self.architecture.embed(&mut tables, pass)?;
         let mut all = true;
         for at in 0..self.steps.len() {
+            if self.steps[at].stage() != stage {
+                continue;
+            }
             if self.steps[at].head && wanted.is_empty() {
                 return Ok(None);
             }

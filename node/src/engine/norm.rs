@@ -1,4 +1,4 @@
-//! Root-mean-square normalisation.
+//! Normalisation: by the root mean square, or by mean and variance.
 
 use std::sync::Arc;
 
@@ -11,6 +11,37 @@ use super::{EngineError, host, kernels};
 pub(crate) struct RmsNorm {
     weight: Arc<[f32]>,
     eps: f32,
+}
+
+/// Shifts and scales rows to mean zero and variance one, then by what was learned.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerNorm {
+    weight: Arc<[f32]>,
+    bias: Arc<[f32]>,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Over as many elements as `weight` and `bias` have.
+    pub(crate) fn new(
+        weight: Arc<[f32]>,
+        bias: Arc<[f32]>,
+        eps: f64,
+        device: &Device,
+    ) -> Result<Self, EngineError> {
+        match device {
+            Device::Cpu => Ok(Self { weight, bias, eps: eps as f32 }),
+            _ => Err(EngineError::Device("this build computes on the CPU only".to_owned())),
+        }
+    }
+
+    /// `[tokens, size]`, each row by itself.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
+        let (rows, cols) = x.dims2()?;
+        let mut y = host::copy(x)?;
+        kernels::layer_norm(&mut y, &self.weight, &self.bias, self.eps);
+        host::tensor(y, rows, cols)
+    }
 }
 
 impl RmsNorm {

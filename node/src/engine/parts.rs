@@ -11,7 +11,7 @@ use super::{
     EngineError,
     kernels::{Float, Matrix},
     linear::Linear,
-    norm::RmsNorm,
+    norm::{LayerNorm, RmsNorm},
 };
 use crate::weights::{RawTensor, Tensors};
 
@@ -31,6 +31,11 @@ impl<'a> Parts<'a> {
     /// Names under `name`, as in `model.layers.3`.
     pub(crate) fn under(&self, name: &str) -> Self {
         Self { prefix: format!("{}{name}.", self.prefix), ..*self }
+    }
+
+    /// Names that begin with `root`, which ends as it is to end, or is nothing.
+    pub(crate) fn under_root(&self, root: &str) -> Self {
+        Self { prefix: format!("{}{root}", self.prefix), ..*self }
     }
 
     /// The projection called `name`, from `inputs` to `outputs`.
@@ -60,6 +65,21 @@ impl<'a> Parts<'a> {
         let name = format!("{}{name}", self.prefix);
         let found = self.tensors.tensors.get(&name);
         vector(&name, found.ok_or_else(|| EngineError::tensor(&name, "is missing from its group"))?, size)
+    }
+
+    /// The norm by mean and variance called `name` over `size` elements.
+    pub(crate) fn layer_norm(&self, name: &str, size: usize, eps: f64) -> Result<LayerNorm, EngineError> {
+        // As the first BERTs were saved.
+        let old = self.tensors.tensors.contains_key(&self.name(name, "gamma"));
+        let (weight, bias) = if old { ("gamma", "beta") } else { ("weight", "bias") };
+        let part = |kind| vector(&self.name(name, kind), self.raw(name, kind)?, size);
+        LayerNorm::new(part(weight)?, part(bias)?, eps, self.device)
+    }
+
+    /// The table called `name`, of `rows` by `cols`, as numbers.
+    pub(crate) fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>, EngineError> {
+        let table = matrix(&self.name(name, "weight"), self.raw(name, "weight")?, rows, cols)?;
+        Ok(table.runs(rows).iter().flat_map(|run| run.with_f32(<[f32]>::to_vec)).collect())
     }
 
     fn name(&self, name: &str, kind: &str) -> String {

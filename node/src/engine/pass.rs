@@ -8,7 +8,9 @@ use super::{
     EngineError,
     arch::Layer,
     cache::KvCache,
+    distances::Distances,
     rotary::{Rotary, Turns},
+    source::Source,
 };
 use crate::weights::Weights;
 
@@ -25,6 +27,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) weights: &'a dyn Weights,
     /// The layer that comes next, if its weights are here already.
     pub(crate) next: Option<Arc<dyn Layer>>,
+    /// Biases by distance, from the block that has them for those after it.
+    pub(crate) distances: Option<Arc<Distances>>,
     /// Turned once, used by every block.
     turns: Vec<(Arc<Rotary>, Arc<Turns>)>,
 }
@@ -38,18 +42,36 @@ pub(crate) struct Span<'a> {
     pub(crate) start: usize,
     /// What it has seen before.
     pub(crate) cache: &'a mut KvCache,
+    /// What an encoder said of its prompt, if one did.
+    pub(crate) source: Option<&'a mut Source>,
+}
+
+/// New tokens of one sequence.
+#[derive(Debug)]
+pub(crate) struct Entry<'a> {
+    /// At least one.
+    pub(crate) tokens: &'a [u32],
+    /// Where they stand; where they are not said to, after what the cache holds.
+    pub(crate) positions: Option<&'a [u32]>,
+    /// What it has seen before.
+    pub(crate) cache: &'a mut KvCache,
+    /// What an encoder said of its prompt, if one did.
+    pub(crate) source: Option<&'a mut Source>,
 }
 
 impl<'a> Pass<'a> {
-    /// For each sequence its new tokens, at least one, and its cache.
-    pub(crate) fn new(sequences: Vec<(&[u32], &'a mut KvCache)>, weights: &'a dyn Weights) -> Self {
+    /// The new tokens of these sequences.
+    pub(crate) fn new(entries: impl IntoIterator<Item = Entry<'a>>, weights: &'a dyn Weights) -> Self {
         let (spans, tokens, positions, turns) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut pass = Self { spans, tokens, positions, weights, next: None, turns };
-        for (tokens, cache) in sequences {
+        let mut pass = Self { spans, tokens, positions, weights, next: None, distances: None, turns };
+        for Entry { tokens, positions, cache, source } in entries {
             let (first, start) = (pass.tokens.len(), cache.len());
             pass.tokens.extend_from_slice(tokens);
-            pass.positions.extend((start..start + tokens.len()).map(|at| at as u32));
-            pass.spans.push(Span { rows: first..pass.tokens.len(), start, cache });
+            match positions {
+                Some(positions) => pass.positions.extend_from_slice(positions),
+                None => pass.positions.extend((start..start + tokens.len()).map(|at| at as u32)),
+            }
+            pass.spans.push(Span { rows: first..pass.tokens.len(), start, cache, source });
         }
         pass
     }

@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
+use candle_core::Tensor;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Done, EngineError, Event, FinishReason, Request, Token,
+    arch::{Kind, Shape},
     cache::{CacheShape, KvCache},
     model::{Input, Want},
+    pass::Entry,
     sampling::{self, Sampler},
+    source::Source,
     stop::Stops,
     text::{Decoder, Text},
 };
@@ -35,9 +39,13 @@ pub(crate) struct Job {
 #[derive(Debug)]
 pub(crate) struct Sequence {
     job: Job,
-    /// The prompt and what follows it.
+    /// What the decoder was given (the prompt, or the token that it starts with) and what follows it.
     tokens: Vec<u32>,
+    /// How many it was given.
+    given: usize,
     cache: KvCache,
+    /// What an encoder says of the prompt, if the model has one.
+    source: Looking,
     sampler: Sampler,
     stops: Stops,
     decoder: Decoder,
@@ -45,6 +53,16 @@ pub(crate) struct Sequence {
     ttft: Option<Duration>,
     /// Since when the client has taken nothing.
     full_since: Option<Instant>,
+}
+
+/// What a decoder has to look back at.
+#[derive(Debug)]
+enum Looking {
+    /// Nothing: the prompt is what it continues.
+    Nowhere,
+    /// The prompt, which was not encoded yet.
+    Not(CacheShape),
+    Back(Box<Source>),
 }
 
 /// Whether a sequence goes on.
@@ -64,13 +82,19 @@ impl Job {
 }
 
 impl Sequence {
-    pub(crate) fn new(job: Job, shape: CacheShape, text: &Text) -> Self {
+    pub(crate) fn new(job: Job, shape: Shape, text: &Text) -> Self {
+        let (tokens, source) = match shape.kind {
+            Kind::Seq2Seq { start } => (vec![start], Looking::Not(shape.cache)),
+            Kind::Causal | Kind::Encoder { .. } => (job.prompt.clone(), Looking::Nowhere),
+        };
         Self {
-            tokens: job.prompt.clone(),
-            cache: KvCache::new(shape),
+            cache: KvCache::new(shape.cache),
             sampler: Sampler::new(job.request.sampling),
             stops: Stops::new(job.request.stop.clone()),
-            decoder: text.decoder(&job.prompt),
+            decoder: text.decoder(&tokens),
+            given: tokens.len(),
+            tokens,
+            source,
             echoed: Vec::new(),
             ttft: None,
             full_since: None,
@@ -81,6 +105,19 @@ impl Sequence {
     /// Bytes of keys and values that it may need.
     pub(crate) fn cache_bytes(&self, shape: CacheShape) -> u64 {
         self.job.cache_bytes(shape)
+    }
+
+    /// The prompt, if it is to be encoded first.
+    pub(crate) fn unencoded(&self) -> Option<&[u32]> {
+        matches!(self.source, Looking::Not(_)).then_some(&self.job.prompt)
+    }
+
+    /// Takes what the encoder says of the prompt.
+    pub(crate) fn encoded(&mut self, hidden: Tensor) -> Result<(), EngineError> {
+        if let Looking::Not(shape) = self.source {
+            self.source = Looking::Back(Box::new(Source::new(hidden, shape)?));
+        }
+        Ok(())
     }
 
     /// Whether nobody listens.
@@ -113,7 +150,12 @@ impl Sequence {
             (false, true) => Want::Last,
             (false, false) => Want::Nothing,
         };
-        Input { tokens: &self.tokens[seen..end], cache: &mut self.cache, want }
+        let source = match &mut self.source {
+            Looking::Back(source) => Some(&mut **source),
+            Looking::Nowhere | Looking::Not(_) => None,
+        };
+        let (tokens, cache) = (&self.tokens[seen..end], &mut self.cache);
+        Input { entry: Entry { tokens, positions: None, cache, source }, want }
     }
 
     /// Goes on with the logits of a pass, by positions of `vocab` elements.
@@ -124,7 +166,7 @@ impl Sequence {
         if self.cache.len() < self.tokens.len() {
             return Ok(Next::Pass);
         }
-        let generated = self.tokens.len() - self.job.prompt.len();
+        let generated = self.tokens.len() - self.given;
         if generated == 0 && self.job.request.echo {
             let echoed = std::mem::take(&mut self.echoed);
             self.tell(Event::Prompt(echoed));
@@ -191,7 +233,7 @@ impl Sequence {
             text,
             reason,
             prompt_tokens: self.job.prompt.len(),
-            completion_tokens: self.tokens.len() - self.job.prompt.len(),
+            completion_tokens: self.tokens.len() - self.given,
             ttft: self.ttft.unwrap_or(took),
             took,
         }));

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, PostProcessor as _, Tokenizer, TruncationDirection};
 
-use super::{EngineError, files::Files, template::Template};
+use super::{EngineError, files::Files, template::Template, wordpiece};
 
 /// Bytes of a prompt. Longer than any context, short enough to be tokenised in a second or two.
 const PROMPT_BYTES_MAX: usize = 4 << 20;
@@ -44,15 +44,16 @@ impl Text {
     /// From the repository's files. A model without a tokenizer understands token ids only.
     pub(crate) fn read(files: &Files) -> Result<Self, EngineError> {
         let tokenizer = match files.0.get("tokenizer.json") {
-            None => None,
+            None => wordpiece::read(files)?,
             Some(bytes) => {
                 let wrong = |error| EngineError::file("tokenizer.json", error);
                 let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(wrong)?;
                 tokenizer.with_padding(None);
                 tokenizer.with_truncation(None).map_err(wrong)?;
-                Some(Arc::new(tokenizer))
+                Some(tokenizer)
             }
         };
+        let tokenizer = tokenizer.map(Arc::new);
         Ok(Self { tokenizer, template: Template::read(files)?, eos: eos(files)? })
     }
 
@@ -64,6 +65,15 @@ impl Text {
     /// The tokens of `text`, with those that the tokenizer puts around it.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, EngineError> {
         self.encode_with(text, true)
+    }
+
+    /// The same, with the end of the text cut off if there are more than `tokens_max` otherwise.
+    pub(crate) fn encode_within(&self, text: &str, tokens_max: usize) -> Result<Vec<u32>, EngineError> {
+        let (tokenizer, mut encoding) = self.encoding(text, false)?;
+        let around = tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
+        encoding.truncate(tokens_max.saturating_sub(around), 0, TruncationDirection::Right);
+        let whole = tokenizer.post_process(encoding, None, true).map_err(untokenized)?;
+        Ok(whole.get_ids().to_vec())
     }
 
     /// The tokens of a conversation, up to where the model is to answer.
@@ -92,6 +102,10 @@ impl Text {
     }
 
     fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>, EngineError> {
+        self.encoding(text, special).map(|(_, encoding)| encoding.get_ids().to_vec())
+    }
+
+    fn encoding(&self, text: &str, special: bool) -> Result<(&Tokenizer, Encoding), EngineError> {
         let Some(tokenizer) = &self.tokenizer else {
             return Err(EngineError::Request(
                 "the model has no tokenizer.json; give it token ids".to_owned(),
@@ -100,9 +114,7 @@ impl Text {
         if PROMPT_BYTES_MAX < text.len() {
             return Err(too_long());
         }
-        let encoding = tokenizer.encode_fast(text, special);
-        let encoding = encoding.map_err(|error| EngineError::Request(format!("tokenizing: {error}")))?;
-        Ok(encoding.get_ids().to_vec())
+        Ok((tokenizer, tokenizer.encode_fast(text, special).map_err(untokenized)?))
     }
 }
 
@@ -134,6 +146,10 @@ impl Decoder {
         let all = tokenizer.decode(&self.ids, true).ok()?;
         all.get(before.len()..).map(str::to_owned)
     }
+}
+
+fn untokenized(error: tokenizers::Error) -> EngineError {
+    EngineError::Request(format!("tokenizing: {error}"))
 }
 
 fn too_long() -> EngineError {

@@ -87,14 +87,20 @@ impl Node {
         Ok(Generation { events, loaded })
     }
 
-    /// The logits at every position of each of `sequences`.
+    /// What the model makes of every position of each of `rows`.
     pub async fn forward(
         &self,
         model: &str,
-        sequences: Vec<Vec<u32>>,
-    ) -> Result<Vec<engine::Logits>, NodeError> {
+        rows: Vec<engine::Row>,
+    ) -> Result<Vec<engine::Output>, NodeError> {
         let loaded = self.loaded(model).await?;
-        Ok(loaded.engine.forward(sequences).await?)
+        Ok(loaded.engine.forward(rows).await?)
+    }
+
+    /// Each of `texts` as a vector.
+    pub async fn embed(&self, model: &str, texts: &[engine::Prompt]) -> Result<engine::Embedded, NodeError> {
+        let loaded = self.loaded(model).await?;
+        Ok(loaded.engine.embed(texts).await?)
     }
 
     /// Runs recorded inputs and compares with the recorded outputs, a safetensors file.
@@ -106,8 +112,8 @@ impl Node {
             compared: checked.compared as u64,
             max_abs_err: checked.max_abs_err.into(),
             max_rel_err: checked.max_rel_err.into(),
-            argmax_agree: Some(checked.argmax_agree),
-            greedy_agree: Some(checked.greedy_agree),
+            argmax_agree: checked.argmax_agree,
+            greedy_agree: checked.greedy_agree,
             pass: checked.pass,
         })
     }
@@ -143,6 +149,11 @@ impl Node {
         for name in Files::WANTED {
             if let Some(bytes) = read(&*source, &manifest, name).await? {
                 files.0.insert(name.to_owned(), bytes);
+            }
+        }
+        for name in files.named() {
+            if let Some(bytes) = read(&*source, &manifest, &name).await? {
+                files.0.insert(name, bytes);
             }
         }
         let config = self.parts.config.engine;

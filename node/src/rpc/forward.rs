@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{App, error::ApiError, extract::Json};
-use crate::engine::Logits;
+use crate::engine::{Output, Row};
 
 /// What to run.
 #[derive(Debug, Deserialize)]
@@ -24,8 +24,10 @@ pub(super) struct ForwardRequest {
     model: String,
     /// Rows of token ids, all of one length; or a single row.
     input_ids: Rows,
-    /// Which tokens count: all must. Padded batches are not understood.
+    /// Which of them count: 1, or 0 for padding.
     attention_mask: Option<Rows>,
+    /// For models that encode first: what was generated so far, in as many rows.
+    decoder_input_ids: Option<Rows>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -36,11 +38,17 @@ enum Rows {
 }
 
 impl Rows {
-    fn into_rows(self) -> Vec<Vec<u32>> {
-        match self {
+    /// The rows, if they are all of one length, which is not 0.
+    fn batch(self, name: &str) -> Result<Vec<Vec<u32>>, ApiError> {
+        let rows = match self {
             Rows::One(row) => vec![row],
             Rows::Many(rows) => rows,
+        };
+        let length = rows.first().map_or(0, Vec::len);
+        if length == 0 || rows.iter().any(|row| row.len() != length) {
+            return Err(ApiError::param(name, format!("{name} is rows of numbers, all of one length")));
         }
+        Ok(rows)
     }
 }
 
@@ -50,35 +58,43 @@ pub(super) async fn forward(
     Json(request): Json<ForwardRequest>,
 ) -> Result<Response, ApiError> {
     let (model, rows) = check(request)?;
-    let length = rows[0].len();
-    let logits = app.node.forward(&model, rows).await?;
-    answer(length, logits)
+    let row = &rows[0];
+    let length = row.decoder.as_ref().unwrap_or(&row.tokens).len();
+    let outputs = app.node.forward(&model, rows).await?;
+    answer(length, outputs)
 }
 
 /// The model and the rows, if they are a batch that can be run.
-fn check(request: ForwardRequest) -> Result<(String, Vec<Vec<u32>>), ApiError> {
-    let rows = request.input_ids.into_rows();
-    let length = rows.first().map_or(0, Vec::len);
-    if length == 0 || rows.iter().any(|row| row.len() != length) {
-        return Err(ApiError::param("input_ids", "input_ids is rows of token ids, all of one length"));
+fn check(request: ForwardRequest) -> Result<(String, Vec<Row>), ApiError> {
+    let batch = |name, rows: Option<Rows>| rows.map(|rows| rows.batch(name)).transpose();
+    let tokens = request.input_ids.batch("input_ids")?;
+    let masks = batch("attention_mask", request.attention_mask)?;
+    let decoders = batch("decoder_input_ids", request.decoder_input_ids)?;
+    let same_length = |masks: &Vec<Vec<u32>>| masks[0].len() == tokens[0].len();
+    if masks.as_ref().is_some_and(|masks| masks.len() != tokens.len() || !same_length(masks)) {
+        return Err(ApiError::param("attention_mask", "attention_mask has not the shape of input_ids"));
     }
-    let masked = request.attention_mask.map(Rows::into_rows);
-    if masked.is_some_and(|mask| mask.iter().flatten().any(|counts| *counts == 0)) {
-        return Err(ApiError::param("attention_mask", "attention_mask hides tokens, which is not supported"));
+    if decoders.as_ref().is_some_and(|decoders| decoders.len() != tokens.len()) {
+        let message = "decoder_input_ids has not as many rows as input_ids";
+        return Err(ApiError::param("decoder_input_ids", message));
     }
-    Ok((request.model, rows))
+    let row = |(at, tokens): (usize, Vec<u32>)| {
+        let mask = masks.as_ref().map(|masks| masks[at].iter().map(|&counts| counts != 0).collect());
+        Row { tokens, mask, decoder: decoders.as_ref().map(|decoders| decoders[at].clone()) }
+    };
+    Ok((request.model, tokens.into_iter().enumerate().map(row).collect()))
 }
 
-/// Logits of rows of `length` tokens, as a safetensors file.
-fn answer(length: usize, logits: Vec<Logits>) -> Result<Response, ApiError> {
-    let vocab = logits.first().map_or(0, |row| row.vocab);
-    if logits.iter().any(|row| row.vocab != vocab || row.values.len() != length * vocab) {
-        return Err(ApiError::failed("the model gave logits of another shape than the input"));
+/// What was computed of rows of `length` tokens, as a safetensors file.
+fn answer(length: usize, outputs: Vec<Output>) -> Result<Response, ApiError> {
+    let (name, width) = outputs.first().map_or(("logits", 0), |row| (row.what.name(), row.width));
+    if outputs.iter().any(|row| row.width != width || row.values.len() != length * width) {
+        return Err(ApiError::failed("the model gave results of another shape than the input"));
     }
-    let description = description([logits.len(), length, vocab]);
-    let size = description.len() + 4 * logits.len() * length * vocab;
+    let description = description(name, [outputs.len(), length, width]);
+    let size = description.len() + 4 * outputs.len() * length * width;
     let rows =
-        logits.into_iter().map(|row| row.values.iter().flat_map(|logit| logit.to_le_bytes()).collect());
+        outputs.into_iter().map(|row| row.values.iter().flat_map(|value| value.to_le_bytes()).collect());
     let pieces = std::iter::once(description).chain(rows).map(Ok::<Bytes, Infallible>);
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
@@ -89,9 +105,9 @@ fn answer(length: usize, logits: Vec<Logits>) -> Result<Response, ApiError> {
 
 /// What stands before the data of a safetensors file with one tensor: the length of the description,
 /// and the description.
-fn description(shape: [usize; 3]) -> Bytes {
+fn description(name: &str, shape: [usize; 3]) -> Bytes {
     let size: usize = 4 * shape.iter().product::<usize>();
-    let mut text = json!({"logits": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).to_string();
+    let mut text = json!({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).to_string();
     // The data begins at a multiple of 8.
     text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
     let length = text.len() as u64;
@@ -101,8 +117,9 @@ fn description(shape: [usize; 3]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::What;
 
-    fn checked(body: serde_json::Value) -> Result<Vec<Vec<u32>>, Option<String>> {
+    fn checked(body: serde_json::Value) -> Result<Vec<Row>, Option<String>> {
         check(serde_json::from_value(body).unwrap()).map(|(_, rows)| rows).map_err(|error| error.param)
     }
 
@@ -112,18 +129,34 @@ mod tests {
         let batch = |input_ids: serde_json::Value| {
             checked(serde_json::json!({"model": model, "input_ids": input_ids}))
         };
-        assert_eq!(batch(serde_json::json!([1, 2])), Ok(vec![vec![1, 2]]));
-        assert_eq!(batch(serde_json::json!([[1, 2], [3, 4]])), Ok(vec![vec![1, 2], vec![3, 4]]));
+        let rows = |rows: &[[u32; 2]]| Ok(rows.iter().map(|row| Row::from(row.to_vec())).collect());
+        assert_eq!(batch(serde_json::json!([1, 2])), rows(&[[1, 2]]));
+        assert_eq!(batch(serde_json::json!([[1, 2], [3, 4]])), rows(&[[1, 2], [3, 4]]));
         for bad in [serde_json::json!([]), serde_json::json!([[]]), serde_json::json!([[1], [2, 3]])] {
             assert_eq!(batch(bad), Err(Some("input_ids".into())));
         }
-        let hidden = serde_json::json!({"model": model, "input_ids": [1, 2], "attention_mask": [0, 1]});
-        assert_eq!(checked(hidden), Err(Some("attention_mask".into())));
+        let with = |more: serde_json::Value| {
+            let mut body = serde_json::json!({"model": model, "input_ids": [[1, 2], [3, 4]]});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            checked(body)
+        };
+        let masked = with(serde_json::json!({"attention_mask": [[0, 1], [1, 1]]})).unwrap();
+        assert_eq!(masked[0].mask, Some(vec![false, true]));
+        let decoding = with(serde_json::json!({"decoder_input_ids": [[0, 5, 6], [0, 7, 8]]})).unwrap();
+        assert_eq!(decoding[1].decoder, Some(vec![0, 7, 8]));
+        for (name, bad) in [
+            ("attention_mask", serde_json::json!([0, 1])),
+            ("attention_mask", serde_json::json!([[0], [1]])),
+            ("decoder_input_ids", serde_json::json!([[0]])),
+            ("decoder_input_ids", serde_json::json!([[0], [0, 1]])),
+        ] {
+            assert_eq!(with(serde_json::json!({ name: bad })), Err(Some(name.into())));
+        }
     }
 
     #[tokio::test]
     async fn logits_read_back() {
-        let row = |values: &[f32]| Logits { vocab: 3, values: values.to_vec() };
+        let row = |values: &[f32]| Output { what: What::Logits, width: 3, values: values.to_vec() };
         let logits = vec![row(&[0.0, 1.0, 2.0]), row(&[3.0, 4.0, -5.5])];
         let response = answer(1, logits.clone()).unwrap();
         let said = response.headers()["content-length"].to_str().unwrap().to_owned();

@@ -4,7 +4,7 @@
 //!   connections   how many, how long, how they end
 //!   guard         who may ask                          (tokens, Host, Origin)
 //!   extract       what is taken from a request          (bounded in size and time)
-//!   openai        /v1/…                                 (generation, streamed)
+//!   openai        /v1/…                                 (generation, streamed; embeddings)
 //!   surf          /surf/v1/…                            (everything else; `lines` for long work)
 //!   chunk         /surf/v1/chunks/…
 //!   forward       /surf/v1/forward
@@ -179,6 +179,7 @@ fn routes() -> Router<App> {
         .route("/v1/models/{*id}", get(openai::model))
         .route("/v1/completions", post(openai::completions))
         .route("/v1/chat/completions", post(openai::chat_completions))
+        .route("/v1/embeddings", post(openai::embeddings))
         .nest("/surf/v1", surf)
         .route("/metrics", get(metrics::metrics))
         .route("/healthz", get(surf::healthz))

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use surf_protocol::{Group, Stack};
 
 use super::{
-    Architecture, Layer, Shape, Step, Tables,
+    Architecture, Kind, Layer, Shape, Step, Tables,
     mixture::{FeedForward, MixtureShape},
 };
 use crate::engine::{
@@ -175,7 +175,7 @@ impl Decoder {
 impl Architecture for Decoder {
     fn shape(&self) -> Shape {
         let cache = CacheShape { blocks: self.blocks, heads: self.kv_heads, elements: 2 * self.head_dim };
-        Shape { vocab: self.vocab, context: self.context, cache }
+        Shape { vocab: self.vocab, context: self.context, cache, kind: Kind::Causal }
     }
 
     fn steps(&self) -> Vec<Step> {
@@ -249,10 +249,6 @@ impl Layer for Head {
             Some(projection) => projection.forward(&x),
             None => Ok(x),
         }
-    }
-
-    fn likely(&self, _: &Tensor) -> Result<Vec<Group>, EngineError> {
-        Ok(Vec::new())
     }
 }
 

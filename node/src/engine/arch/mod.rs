@@ -4,8 +4,11 @@
 //! what order, and makes a [`Layer`] of each. It neither holds nor fetches weights. Adding one means
 //! describing it in a file here and naming it in [`SUPPORTED`].
 
+mod bert;
 mod decoder;
 mod deepseek;
+mod distilbert;
+mod encoder;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -14,6 +17,8 @@ mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
+mod roberta;
+mod t5;
 
 #[cfg(test)]
 mod tests;
@@ -21,7 +26,7 @@ mod tests;
 use std::fmt;
 
 use candle_core::Tensor;
-use surf_protocol::Group;
+use surf_protocol::{Group, Manifest, Stack};
 
 use super::{EngineError, cache::CacheShape, fields::Fields, files::Files, parts::Parts, pass::Pass};
 
@@ -41,13 +46,32 @@ const SUPPORTED: [(&str, Read); 9] = [
     ("qwen3_moe", qwen3_moe::read),
 ];
 
+/// A way to read a configuration that leaves something to the tensors that are there: what their
+/// names begin with, whether there is a decoder, whether the head is the embedding.
+type ReadNamed = fn(&Fields<'_>, &Manifest) -> Result<Box<dyn Architecture>, EngineError>;
+
+/// The same for these, by `model_type`.
+const SUPPORTED_NAMED: [(&str, ReadNamed); 5] = [
+    ("bert", bert::read),
+    ("distilbert", distilbert::read),
+    ("roberta", roberta::read),
+    ("t5", t5::read),
+    ("xlm-roberta", roberta::read),
+];
+
 /// A model's structure.
 pub(crate) trait Architecture: fmt::Debug + Send + Sync {
     /// Sizes that others need to know.
     fn shape(&self) -> Shape;
 
-    /// What one pass visits after the embedding, in order.
+    /// What passes visit after the embedding, in order. A pass visits the steps of one stage.
     fn steps(&self) -> Vec<Step>;
+
+    /// Where the tokens of a row stand when it is run whole. `mask` says which of them count; the
+    /// others are left out of the pass, but may push those after them on.
+    fn positions(&self, tokens: &[u32], _mask: &[bool]) -> Vec<u32> {
+        (0..tokens.len() as u32).collect()
+    }
 
     /// The first activations, `[tokens, hidden]`.
     fn embed(&self, tables: &mut dyn Tables, pass: &Pass<'_>) -> Result<Tensor, EngineError>;
@@ -62,8 +86,10 @@ pub(crate) trait Layer: fmt::Debug + Send + Sync {
     fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, EngineError>;
 
     /// The routed experts that this block would choose, told from what the block before has of the tokens
-    /// after its attention; empty where there are none.
-    fn likely(&self, x: &Tensor) -> Result<Vec<Group>, EngineError>;
+    /// after its attention. Most layers have none.
+    fn likely(&self, _x: &Tensor) -> Result<Vec<Group>, EngineError> {
+        Ok(Vec::new())
+    }
 }
 
 /// Tables of which a pass needs some rows.
@@ -81,6 +107,25 @@ pub(crate) struct Shape {
     pub(crate) context: usize,
     /// What is kept for every token.
     pub(crate) cache: CacheShape,
+    /// What it does with its input.
+    pub(crate) kind: Kind,
+}
+
+/// What a model does with its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Continues it.
+    Causal,
+    /// Makes a vector of each token, of `width` elements.
+    Encoder {
+        /// Elements of a vector.
+        width: usize,
+    },
+    /// Encodes it, and generates with the result before its eyes.
+    Seq2Seq {
+        /// The token before the first one generated.
+        start: u32,
+    },
 }
 
 /// One stop of a pass.
@@ -92,8 +137,18 @@ pub(crate) struct Step {
     pub(crate) head: bool,
 }
 
-/// The architecture that `config.json` describes.
-pub(crate) fn read(files: &Files) -> Result<Box<dyn Architecture>, EngineError> {
+impl Step {
+    /// The stack that a pass is of, if it visits this step. Whatever is in no stack is the decoder's.
+    pub(crate) fn stage(&self) -> Stack {
+        match &self.group {
+            Group::Block(stack, _) | Group::Expert { stack, .. } | Group::Norm(stack) => *stack,
+            Group::Embed | Group::Head | Group::Named(_) => Stack::Decoder,
+        }
+    }
+}
+
+/// The architecture that `config.json` describes, of a model with the tensors of `manifest`.
+pub(crate) fn read(files: &Files, manifest: &Manifest) -> Result<Box<dyn Architecture>, EngineError> {
     files.required("config.json")?;
     let config = files.object("config.json")?;
     let fields = Fields::new(&config);
@@ -101,11 +156,19 @@ pub(crate) fn read(files: &Files) -> Result<Box<dyn Architecture>, EngineError> 
     if fields.object("quantization_config")?.is_some() {
         return Err(fields.invalid("quantization_config", "is set; quantised weights are not supported"));
     }
-    match SUPPORTED.iter().find(|(name, _)| *name == model_type) {
-        Some((_, read)) => read(&fields),
-        None => Err(EngineError::Unsupported {
-            model_type: model_type.to_owned(),
-            supported: SUPPORTED.map(|(name, _)| name).join(", "),
-        }),
+    if let Some((_, read)) = SUPPORTED.iter().find(|(name, _)| *name == model_type) {
+        return read(&fields);
     }
+    if let Some((_, read)) = SUPPORTED_NAMED.iter().find(|(name, _)| *name == model_type) {
+        return read(&fields, manifest);
+    }
+    let names = SUPPORTED.iter().map(|(name, _)| *name).chain(SUPPORTED_NAMED.map(|(name, _)| name));
+    let supported = names.collect::<Vec<_>>().join(", ");
+    Err(EngineError::Unsupported { model_type: model_type.to_owned(), supported })
+}
+
+/// The first of `roots` before which `name` is the name of a tensor.
+fn root(manifest: &Manifest, roots: &[&'static str], name: &str) -> Result<&'static str, EngineError> {
+    let found = roots.iter().find(|root| manifest.tensor(&format!("{root}{name}")).is_some());
+    found.copied().ok_or_else(|| EngineError::tensor(name, "is missing from the model"))
 }

@@ -1,13 +1,21 @@
 //! Configurations that are read, and those that are refused.
 
 use serde_json::{Value, json};
-use surf_protocol::Stack;
+use surf_protocol::{
+    Stack,
+    manifest::{FORMAT, Parts},
+};
 
 use super::*;
 
 fn read_json(config: &Value) -> Result<Box<dyn Architecture>, EngineError> {
     let config = serde_json::to_vec(config).unwrap();
-    read(&Files([("config.json".to_owned(), config.into())].into()))
+    read(&Files([("config.json".to_owned(), config.into())].into()), &nothing())
+}
+
+/// The manifest of a model without tensors.
+fn nothing() -> Manifest {
+    Manifest::new(Parts { format: FORMAT, ..Parts::default() }).unwrap()
 }
 
 fn llama() -> Value {
@@ -41,7 +49,7 @@ fn a_pass_goes_from_block_to_block_to_head() {
 fn other_models_are_refused_by_name() {
     let error = read_json(&with("model_type", json!("mamba"))).unwrap_err().to_string();
     assert!(error.contains("\"mamba\"") && error.contains("llama, mistral, qwen2, qwen3"), "{error}");
-    let error = read(&Files::default()).unwrap_err().to_string();
+    let error = read(&Files::default(), &nothing()).unwrap_err().to_string();
     assert!(error.starts_with("config.json"), "{error}");
 }
 

@@ -51,6 +51,25 @@ pub(crate) fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
     });
 }
 
+/// `activation(x)`, in place.
+pub(crate) fn activate(activation: Activation, x: &mut [f32]) {
+    x.par_chunks_mut(TASK_ELEMENTS).for_each(|x| {
+        Arch::new().dispatch(|| match activation {
+            Activation::Silu => each(x, |x| x / (1.0 + exp(-x))),
+            Activation::Gelu => each(x, gelu),
+            Activation::GeluTanh => each(x, gelu_tanh),
+            Activation::Relu => each(x, |x| if x < 0.0 { 0.0 } else { x }),
+        });
+    });
+}
+
+#[inline(always)]
+fn each(x: &mut [f32], activation: impl Fn(f32) -> f32) {
+    for x in x {
+        *x = activation(*x);
+    }
+}
+
 #[inline(always)]
 fn gate_with(gate: &mut [f32], up: &[f32], activation: impl Fn(f32) -> f32) {
     for (gate, up) in gate.iter_mut().zip(up) {
@@ -96,6 +115,35 @@ pub(crate) fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
             }
         });
     });
+}
+
+/// Shifts and scales each row of `x`, as long as `weight`, to mean zero and variance one, then by
+/// `weight` and `bias`.
+pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    x.par_chunks_mut(weight.len().max(TASK_ELEMENTS / weight.len() * weight.len())).for_each(|rows| {
+        Arch::new().dispatch(|| {
+            for row in rows.chunks_exact_mut(weight.len()) {
+                let mean = sum(row) / row.len() as f32;
+                row.iter_mut().for_each(|x| *x -= mean);
+                let scale = 1.0 / (sum_of_squares(row) / row.len() as f32 + eps).sqrt();
+                for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
+                    *x = *x * scale * weight + bias;
+                }
+            }
+        });
+    });
+}
+
+#[inline(always)]
+fn sum(x: &[f32]) -> f32 {
+    let (vectors, rest) = x.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for vector in vectors {
+        for lane in 0..LANES {
+            sums[lane] += vector[lane];
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
 
 #[inline(always)]
@@ -208,6 +256,22 @@ mod tests {
             for (x, expected) in x.iter().zip(expected) {
                 assert!((x - expected).abs() < 2e-6, "{activation:?}: {x} {expected}");
             }
+            let mut x = [-2.0, 1.0, 2.0];
+            activate(activation, &mut x);
+            for (x, expected) in x.iter().zip(expected) {
+                assert!((x - expected).abs() < 2e-6, "{activation:?}: {x} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn layer_norm_is_its_formula() {
+        let mut x = [3.0, 4.0, 8.0, 1.0, 1.0, 1.0];
+        layer_norm(&mut x, &[1.0, -2.0, 0.5], &[0.0, 1.0, 2.0], 1e-5);
+        let scale = 1.0 / (14.0f64 / 3.0 + 1e-5).sqrt();
+        let expected = [-2.0 * scale, 2.0 * scale + 1.0, 1.5 * scale + 2.0, 0.0, 1.0, 2.0];
+        for (x, expected) in x.iter().zip(expected) {
+            assert!((f64::from(*x) - expected).abs() < 1e-6);
         }
     }
 

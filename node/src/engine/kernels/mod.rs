@@ -12,7 +12,7 @@ mod product;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use elementwise::{Activation, add, add_scaled, gated, rms_norm, softmax};
+pub(crate) use elementwise::{Activation, activate, add, add_scaled, gated, layer_norm, rms_norm, softmax};
 pub(crate) use matrix::{Float, Matrix};
 pub(crate) use product::{Block, View, product};
 

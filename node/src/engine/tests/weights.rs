@@ -2,15 +2,13 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, Condvar, Mutex},
 };
 
 use bytes::Bytes;
-use safetensors::SafeTensors;
-use surf_protocol::{
-    ChunkId, Dtype, FileEntry, Group, GroupEntry, Manifest, Stack, TensorEntry,
-    manifest::{ChunkEntry, FORMAT, Parts},
-};
+use surf_chunker::{Options, Sink, cut};
+use surf_protocol::{Chunk, ChunkId, Group, GroupEntry, Manifest, Stack, TensorEntry};
 
 use crate::{
     source::SourceError,
@@ -37,43 +35,17 @@ struct State {
 
 impl FileWeights {
     pub(super) fn open(folder: &str) -> Self {
-        let mut names: Vec<String> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name.ends_with(".safetensors") && !name.starts_with("expected"))
-            .collect();
-        names.sort();
-        let mut parts = Parts { format: FORMAT, ..Parts::default() };
-        let mut tensors = HashMap::new();
-        for (file, name) in names.into_iter().enumerate() {
-            let bytes = Bytes::from(std::fs::read(format!("{folder}/{name}")).unwrap());
-            let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-            for (name, info) in metadata.tensors() {
-                let (start, end) = info.data_offsets;
-                let (start, end) = (header + 8 + start, header + 8 + end);
-                let raw = raw(info.dtype, info.shape.clone(), bytes.slice(start..end));
-                parts.tensors.push(TensorEntry {
-                    name: name.clone(),
-                    dtype: raw.dtype,
-                    shape: raw.shape.iter().map(|&n| n as u64).collect(),
-                    file: file as u32,
-                    offset: start as u64,
-                    size: (end - start) as u64,
-                });
-                tensors.insert(name, raw);
-            }
-            parts.files.push(file_entry(name, &bytes));
-        }
-        parts.tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        parts.groups = groups(&parts.tensors);
-        let named = |entry: &GroupEntry| {
-            let name = |&at: &u32| parts.tensors[at as usize].name.clone();
-            let tensors = entry.tensors.iter().map(name).map(|name| (name.clone(), tensors[&name].clone()));
-            (entry.group.clone(), Arc::new(Tensors { tensors: tensors.collect(), resident: false }))
+        let manifest = cut(Path::new(folder), &Options::default(), &Nobody).unwrap();
+        let read = |path: &str| Bytes::from(std::fs::read(format!("{folder}/{path}")).unwrap());
+        let files: Vec<Bytes> = manifest.files().iter().map(|file| read(&file.path)).collect();
+        let named = |entry: &TensorEntry| (entry.name.clone(), raw(entry, &files[entry.file as usize]));
+        let tensors = |entry: &GroupEntry| {
+            let tensors = manifest.group(&entry.group).unwrap().map(named).collect();
+            (entry.group.clone(), Arc::new(Tensors { tensors, resident: false }))
         };
         Self {
-            groups: parts.groups.iter().map(named).collect(),
-            manifest: Manifest::new(parts).unwrap(),
+            groups: manifest.groups().iter().map(tensors).collect(),
+            manifest,
             state: Mutex::default(),
             released: Condvar::new(),
         }
@@ -145,46 +117,21 @@ impl Weights for FileWeights {
     }
 }
 
-fn raw(dtype: safetensors::Dtype, shape: Vec<usize>, bytes: Bytes) -> RawTensor {
-    let dtype = match dtype {
-        safetensors::Dtype::F32 => Dtype::F32,
-        safetensors::Dtype::BF16 => Dtype::Bf16,
-        safetensors::Dtype::F16 => Dtype::F16,
-        other => panic!("{other:?}"),
-    };
+fn raw(entry: &TensorEntry, file: &Bytes) -> RawTensor {
+    let bytes = file.slice(entry.offset as usize..(entry.offset + entry.size) as usize);
+    let shape: Vec<usize> = entry.shape.iter().map(|&n| n as usize).collect();
     let row_bytes = bytes.len() / shape[0];
     let piece = (PIECE_BYTES / row_bytes).max(1) * row_bytes;
     let pieces =
         (0..bytes.len()).step_by(piece).map(|at| bytes.slice(at..bytes.len().min(at + piece))).collect();
-    RawTensor { dtype, shape, pieces }
+    RawTensor { dtype: entry.dtype, shape, pieces }
 }
 
-fn file_entry(path: String, bytes: &[u8]) -> FileEntry {
-    let chunks = bytes.chunks(1 << 20);
-    let chunks = chunks.map(|chunk| ChunkEntry { id: ChunkId::of(chunk), size: chunk.len() as u32 });
-    FileEntry {
-        path,
-        size: bytes.len() as u64,
-        blake3: *blake3::hash(bytes).as_bytes(),
-        sha256: [0; 32],
-        chunks: chunks.collect(),
-    }
-}
+/// Nobody keeps the chunks.
+struct Nobody;
 
-/// The groups of a decoder, in order of use.
-fn groups(tensors: &[TensorEntry]) -> Vec<GroupEntry> {
-    let mut groups: Vec<GroupEntry> = Vec::new();
-    for (at, tensor) in tensors.iter().enumerate() {
-        let group = match tensor.name.strip_prefix("model.layers.") {
-            Some(rest) => Group::Block(Stack::Decoder, rest.split('.').next().unwrap().parse().unwrap()),
-            None if tensor.name.starts_with("model.embed") => Group::Embed,
-            None => Group::Head,
-        };
-        match groups.iter_mut().find(|entry| entry.group == group) {
-            Some(entry) => entry.tensors.push(at as u32),
-            None => groups.push(GroupEntry { group, tensors: vec![at as u32] }),
-        }
+impl Sink for Nobody {
+    fn chunk(&self, _: &Chunk, _: &Path, _: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(())
     }
-    groups.sort_by(|a, b| a.group.cmp(&b.group));
-    groups
 }

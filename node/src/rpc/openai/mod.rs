@@ -1,10 +1,12 @@
-//! OpenAI's API: models, completions and chat completions, streaming as server-sent events.
+//! OpenAI's API: models, completions and chat completions, streaming as server-sent events, and
+//! embeddings.
 //!
 //! [`request`] says what is asked for, [`answer`] how what the engine tells is written; here the two
 //! are joined. Each choice of an answer is a request to the engine. Dropping the answer, as happens
 //! when the client goes away, drops the engine's receivers, and that cancels the generation.
 
 mod answer;
+mod embeddings;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,7 @@ use axum::{
 use futures::{Stream, StreamExt, TryFutureExt, future, stream};
 use serde_json::{Map, Value, json};
 
+pub(super) use self::embeddings::embeddings;
 use self::{
     answer::{Choice, Head, Piece, Scored, Shape, Usage},
     request::Wanted,

@@ -55,7 +55,7 @@ impl Wanted {
         fields.refuse_unsupported()?;
         let model: String = fields.required("model")?;
         let prompts = match shape {
-            Shape::Text => prompts(&mut fields)?,
+            Shape::Text => prompts(&mut fields, "prompt")?,
             Shape::Chat => vec![Prompt::Chat(messages(&mut fields)?)],
         };
         let n = fields.within("n", 1, CHOICES_MAX)?.unwrap_or(1);
@@ -112,7 +112,7 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// A prompt of `/v1/completions`.
+/// A prompt of `/v1/completions`, or what `/v1/embeddings` is to embed.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -122,10 +122,12 @@ enum Written {
     TokenLists(Vec<Vec<u32>>),
 }
 
-fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
-    const EXPECTED: &str = "prompt is a string, a list of strings, a list of token ids, or a list of those";
-    let written = fields.take("prompt").ok_or_else(|| ApiError::param("prompt", "prompt is missing"))?;
-    let prompts = match serde_json::from_value(written).map_err(|_| ApiError::param("prompt", EXPECTED))? {
+/// The texts, or the tokens of texts, in the field `name`.
+pub(super) fn prompts(fields: &mut Fields, name: &str) -> Result<Vec<Prompt>, ApiError> {
+    let refused = |reason: &str| ApiError::param(name, format!("{name} {reason}"));
+    let expected = || refused("is a string, a list of strings, a list of token ids, or a list of those");
+    let written = fields.take(name).ok_or_else(|| refused("is missing"))?;
+    let prompts = match serde_json::from_value(written).map_err(|_| expected())? {
         Written::Text(text) => vec![Prompt::Text(text)],
         Written::Tokens(tokens) => vec![Prompt::Tokens(tokens)],
         Written::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
@@ -133,7 +135,7 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     };
     let is_empty = |prompt: &Prompt| matches!(prompt, Prompt::Tokens(tokens) if tokens.is_empty());
     if prompts.is_empty() || prompts.iter().any(is_empty) {
-        return Err(ApiError::param("prompt", "prompt is empty"));
+        return Err(refused("is empty"));
     }
     Ok(prompts)
 }
@@ -242,24 +244,24 @@ fn logprobs(fields: &mut Fields, shape: Shape) -> Result<Option<usize>, ApiError
 }
 
 /// The fields of a request, each taken once. `null` counts as absent.
-struct Fields(Map<String, Value>);
+pub(super) struct Fields(pub(super) Map<String, Value>);
 
 impl Fields {
-    fn take(&mut self, name: &str) -> Option<Value> {
+    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name).filter(|value| !value.is_null())
     }
 
-    fn optional<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
+    pub(super) fn optional<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
         let value = self.take(name).map(serde_json::from_value).transpose();
         value.map_err(|error| ApiError::param(name, format!("{name}: {error}")))
     }
 
-    fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ApiError> {
+    pub(super) fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ApiError> {
         self.optional(name)?.ok_or_else(|| ApiError::param(name, format!("{name} is missing")))
     }
 
     /// A number from `least` to `most`.
-    fn within<T>(&mut self, name: &str, least: T, most: T) -> Result<Option<T>, ApiError>
+    pub(super) fn within<T>(&mut self, name: &str, least: T, most: T) -> Result<Option<T>, ApiError>
     where
         T: DeserializeOwned + PartialOrd + std::fmt::Display,
     {
