@@ -72,7 +72,7 @@ pub enum CutError {
         /// The folder that was given.
         path: PathBuf,
     },
-    /// A safetensors file whose header cannot be used.
+    /// A file of weights whose header cannot be used.
     #[error("{file:?} is damaged: {fault}")]
     Header {
         /// The file.
@@ -80,7 +80,7 @@ pub enum CutError {
         /// What is wrong.
         fault: HeaderFault,
     },
-    /// A safetensors file with an impossible tensor.
+    /// A file of weights with an impossible tensor.
     #[error("{file:?} is damaged at tensor {tensor:?}: {fault}")]
     Tensor {
         /// The file.
@@ -127,7 +127,7 @@ pub enum CutError {
     Manifest(#[from] ManifestError),
 }
 
-/// What is wrong with a safetensors header as a whole.
+/// What is wrong with a file of weights, or its header, as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages are the documentation")]
 pub enum HeaderFault {
@@ -143,9 +143,21 @@ pub enum HeaderFault {
     Malformed(String),
     #[error("{0} bytes at its end belong to no tensor")]
     Trailing(u64),
+    #[error("it does not begin as its format does")]
+    Magic,
+    #[error("it is of a version, or holds values, that this program does not know")]
+    Unknown,
+    #[error("its {size} bytes end inside its header")]
+    Cut { size: u64 },
+    #[error("it counts {count} {what}, which its {size} bytes cannot hold")]
+    Count { what: &'static str, count: u64, size: u64 },
+    #[error("it counts {count} {what}; at most {max} are read")]
+    TooMany { what: &'static str, count: u64, max: u64 },
+    #[error("it aligns tensors to {0} bytes, which is no power of two up to 65536")]
+    Alignment(u64),
 }
 
-/// What is wrong with one tensor of a safetensors header.
+/// What is wrong with one tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages are the documentation")]
 pub enum TensorFault {
@@ -165,6 +177,12 @@ pub enum TensorFault {
     Overlap(String),
     #[error("{0} bytes before it belong to no tensor")]
     Hole(u64),
+    #[error("its shape {shape:?} is not whole rows of {dtype}")]
+    Blocks { dtype: String, shape: Vec<u64> },
+    #[error("it has {0} dimensions; the format allows 4")]
+    Dimensions(u32),
+    #[error("it begins at {offset}, which is no multiple of {alignment}")]
+    Alignment { offset: u64, alignment: u64 },
 }
 
 /// What is wrong with a `*.safetensors.index.json`.

@@ -1,4 +1,4 @@
-//! What a safetensors file says is in it, checked against its size.
+//! What a file of weights says is in it, and the reader of safetensors files, checked against their size.
 //!
 //! Only the header is read. A [`Header`] that was read is sound: its tensors are in order, touch each
 //! other, fill the file to its last byte, and each has the size of its shape and type. Our own reader, because
@@ -16,7 +16,7 @@ use std::{
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use surf_protocol::{Dtype, limits::TENSOR_RANK_MAX};
 
-use crate::{CutError, HeaderFault, Listed, TensorFault};
+use crate::{CutError, HeaderFault, Listed, TensorFault, gguf};
 
 /// Bytes in a header, as the reference implementation bounds them.
 pub(crate) const HEADER_SIZE_MAX: u64 = 100_000_000;
@@ -24,15 +24,13 @@ pub(crate) const HEADER_SIZE_MAX: u64 = 100_000_000;
 /// The bytes that say how long the header is.
 const LENGTH_SIZE: u64 = 8;
 
-/// The tensors of a file, in the order of their bytes.
-#[derive(Debug, Default)]
+/// The tensors of a file of any format, in the order of their bytes.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// Bytes before the first tensor.
-    pub(crate) size: u64,
     pub(crate) tensors: Vec<Tensor>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tensor {
     pub(crate) name: String,
     /// None, if the format knows the type and we do not.
@@ -45,16 +43,53 @@ pub(crate) struct Tensor {
 }
 
 impl Header {
+    /// `tensors` in the order of their bytes; or the name of one that lies over another, and how.
+    pub(crate) fn sorted(mut tensors: Vec<Tensor>) -> Result<Self, (String, TensorFault)> {
+        // Empty tensors may share an offset; their names decide, so that the order is always the same.
+        tensors.sort_by(|a, b| (a.offset, a.size, &a.name).cmp(&(b.offset, b.size, &b.name)));
+        for pair in tensors.windows(2) {
+            if pair[1].offset < pair[0].offset + pair[0].size {
+                return Err((pair[1].name.clone(), TensorFault::Overlap(pair[0].name.clone())));
+            }
+        }
+        Ok(Self { tensors })
+    }
+
     /// Whether a manifest can list every tensor of the file.
     pub(crate) fn understood(&self) -> bool {
         self.tensors.iter().all(|tensor| tensor.dtype.is_some() && tensor.shape.len() <= TENSOR_RANK_MAX)
     }
 }
 
-/// The headers of all safetensors files, by position in `files`.
+/// The headers of all files of weights, by position in `files`.
 pub(crate) fn read_all(files: &[Listed]) -> Result<BTreeMap<usize, Header>, CutError> {
-    let safetensors = files.iter().enumerate().filter(|(_, file)| file.path.ends_with(".safetensors"));
-    safetensors.map(|(at, file)| Ok((at, read(file)?))).collect()
+    let mut headers = BTreeMap::new();
+    for (at, file) in files.iter().enumerate() {
+        let header = match Format::of(&file.path) {
+            Some(Format::Safetensors) => read(file)?,
+            Some(Format::Gguf) => gguf::read(file)?,
+            None => continue,
+        };
+        headers.insert(at, header);
+    }
+    Ok(headers)
+}
+
+/// Formats that hold weights, as files are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Safetensors,
+    Gguf,
+}
+
+impl Format {
+    pub(crate) fn of(path: &str) -> Option<Self> {
+        match path.rsplit_once('.')?.1 {
+            "safetensors" => Some(Self::Safetensors),
+            "gguf" => Some(Self::Gguf),
+            _ => None,
+        }
+    }
 }
 
 fn read(file: &Listed) -> Result<Header, CutError> {
@@ -73,7 +108,7 @@ fn read(file: &Listed) -> Result<Header, CutError> {
         Damage::Header(fault) => header_fault(fault),
         Damage::Tensor(tensor, fault) => CutError::Tensor { file: file.seen.clone(), tensor, fault },
     })?;
-    Ok(Header { size, tensors })
+    Ok(Header { tensors })
 }
 
 /// The header of a file of `size` bytes that begins with `head`, if it is sound and all there.
@@ -85,7 +120,7 @@ pub(crate) fn of(head: &[u8], size: u64) -> Option<Header> {
     let json_size = check_length(*length, size).ok()?;
     let json = rest.get(..usize::try_from(json_size).ok()?)?;
     let start = LENGTH_SIZE + json_size;
-    Some(Header { size: start, tensors: parse(json, start, size).ok()? })
+    Some(Header { tensors: parse(json, start, size).ok()? })
 }
 
 fn check_length(length: [u8; 8], file_size: u64) -> Result<u64, HeaderFault> {
@@ -183,7 +218,7 @@ fn element(entry: &Entry, data: u64) -> Result<Option<Dtype>, TensorFault> {
 
 /// Bits in an element of a type that the format knows, and what we call it.
 fn dtype_of(name: &str) -> Option<(u64, Option<Dtype>)> {
-    let known = |dtype: Dtype| Some((dtype.bits(), Some(dtype)));
+    let known = |dtype: Dtype| Some((8 * dtype.block().bytes, Some(dtype)));
     match name {
         "BOOL" => known(Dtype::Bool),
         "U8" => known(Dtype::U8),

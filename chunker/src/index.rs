@@ -1,7 +1,7 @@
-//! Which safetensors files belong together, and whose tensors the manifest lists.
+//! Which files of weights belong together, and whose tensors the manifest lists.
 //!
 //! A set is one copy of a model's weights: the shards that an index names, or that are numbered
-//! `…-00001-of-00003.safetensors`, or a file by itself. In a set no tensor is twice. A folder may hold several sets
+//! `…-00001-of-00003`, or a file by itself. In a set no tensor is twice. A folder may hold several sets
 //! of the same tensors (half and full precision, say); then the one that other tools would load is listed, and the
 //! others are published without their tensors being listed. Half a set is never listed.
 
@@ -13,7 +13,10 @@ use std::{
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-use crate::{CutError, IndexFault, Listed, header::Header};
+use crate::{
+    CutError, IndexFault, Listed,
+    header::{Format, Header},
+};
 
 /// Bytes in an index. That of a mixture of experts with 91,000 tensors has 9 MB.
 pub(crate) const INDEX_SIZE_MAX: u64 = 64 * 1024 * 1024;
@@ -87,8 +90,10 @@ enum Preference {
     Alone,
     /// What `model.safetensors.index.json` names.
     Index,
-    /// Anything else beside it.
+    /// Any other safetensors file beside it.
     Beside,
+    /// GGUF files, each of which is a whole model, or numbered shards of one.
+    Gguf,
     /// In folders below.
     Below,
 }
@@ -98,6 +103,7 @@ fn preference(name: &str) -> Preference {
         "model.safetensors" => Preference::Alone,
         "model.safetensors.index.json" => Preference::Index,
         _ if name.contains('/') => Preference::Below,
+        _ if Format::of(name) == Some(Format::Gguf) => Preference::Gguf,
         _ => Preference::Beside,
     }
 }
@@ -106,9 +112,10 @@ fn preference(name: &str) -> Preference {
 fn unnumbered(path: &str) -> String {
     let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let parts = || {
-        let (rest, total) = path.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+        let (path, extension) = path.rsplit_once('.')?;
+        let (rest, total) = path.rsplit_once("-of-")?;
         let (stem, at) = rest.rsplit_once('-')?;
-        (number(at) && number(total)).then(|| format!("{stem}-of-{total}.safetensors"))
+        (number(at) && number(total)).then(|| format!("{stem}-of-{total}.{extension}"))
     };
     parts().unwrap_or_else(|| path.to_owned())
 }

@@ -5,8 +5,8 @@
 //!
 //! Follow one folder from its path to its manifest, top to bottom:
 //! - `list`: which files there are, and what each really is on disk.
-//! - `header`: what a safetensors file says is in it, checked against its size.
-//! - `index`: which safetensors files belong together, and whose tensors the manifest lists.
+//! - `header`: what a file of weights says is in it, checked against its size; safetensors itself, and `gguf`.
+//! - `index`: which files belong together, and whose tensors the manifest lists.
 //! - `groups`: which tensors inference needs together.
 //! - `plan`: where to cut. Pure arithmetic.
 //! - `hash`: the only pass over the bytes.
@@ -15,6 +15,7 @@
 //! The headers are read twice, once to plan and once with the rest; all other bytes once.
 
 mod error;
+pub mod gguf;
 mod groups;
 mod hash;
 mod header;
@@ -34,7 +35,7 @@ pub use error::{CutError, HeaderFault, IndexFault, TensorFault};
 pub use list::{Listed, list};
 
 use groups::Grouping;
-use header::Header;
+use header::{Format, Header};
 
 /// What the publisher allows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,11 +64,13 @@ pub fn cut(path: &Path, options: &Options, sink: &dyn Sink) -> Result<Manifest, 
     let headers = header::read_all(&files)?;
     // A shard or an index may be published alone; only in a folder do they answer for each other.
     let sets = if path.is_dir() { index::sets(&files, &headers)? } else { index::alone(&headers) };
-    let listed = index::listed(&files, &headers, &sets)?;
-    let grouping = Grouping::new(groups::config(&files).as_deref(), names(&headers, &listed));
+    let mut listed = index::listed(&files, &headers, &sets)?;
+    let grouping = grouping(&files, &headers, &mut listed);
 
     let plan = |at: usize| match headers.get(&at) {
-        Some(header) if header.understood() => plan::tensors(header, |name| grouping.of(name)),
+        Some(header) if header.understood() => {
+            plan::tensors(header, files[at].size, |name| grouping.of(name))
+        }
         _ => plan::plain(files[at].size),
     };
     let plans: Vec<Vec<u32>> = (0..files.len()).map(plan).collect();
@@ -78,9 +81,17 @@ pub fn cut(path: &Path, options: &Options, sink: &dyn Sink) -> Result<Manifest, 
 /// The tensors that a safetensors file of `size` bytes, which begins with `head`, says are in it, each with its
 /// place in the file, in the order of their bytes. `None` if it is damaged, or `head` does not hold all of its header.
 pub fn tensors_of(head: &[u8], size: u64) -> Option<Vec<(String, Range<u64>)>> {
-    let place = |tensor: &header::Tensor| tensor.offset..tensor.offset + tensor.size;
-    let tensors = header::of(head, size)?.tensors;
-    Some(tensors.into_iter().map(|tensor| (tensor.name.clone(), place(&tensor))).collect())
+    Some(places(header::of(head, size)?))
+}
+
+/// The same, of a GGUF file.
+pub fn tensors_of_gguf(head: &[u8], size: u64) -> Option<Vec<(String, Range<u64>)>> {
+    Some(places(gguf::parse(head, size).ok().filter(Header::understood)?))
+}
+
+fn places(header: Header) -> Vec<(String, Range<u64>)> {
+    let place = |tensor: header::Tensor| (tensor.name, tensor.offset..tensor.offset + tensor.size);
+    header.tensors.into_iter().map(place).collect()
 }
 
 /// Joins pieces of chunks. One piece is returned as it is, without a copy.
@@ -93,6 +104,22 @@ pub fn join(pieces: &[Bytes]) -> Bytes {
             many.iter().for_each(|piece| whole.extend_from_slice(piece));
             whole.freeze()
         }
+    }
+}
+
+/// How the tensors of the folder are grouped. A GGUF file beside a model of a known family is a copy of it
+/// under other names, and is left out of `listed`.
+fn grouping(files: &[Listed], headers: &BTreeMap<usize, Header>, listed: &mut Vec<usize>) -> Grouping {
+    let is_gguf = |at: &usize| Format::of(&files[*at].path) == Some(Format::Gguf);
+    let (gguf, others): (Vec<usize>, Vec<usize>) = listed.iter().partition(|at| is_gguf(at));
+    let grouping = Grouping::new(groups::config(files).as_deref(), names(headers, &others));
+    match grouping {
+        Some(grouping) => {
+            *listed = others;
+            grouping
+        }
+        None if gguf.is_empty() => Grouping::unknown(),
+        None => Grouping::gguf(),
     }
 }
 

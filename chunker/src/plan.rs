@@ -1,11 +1,12 @@
 //! Where to cut. Pure: sizes in, sizes out; part of the manifest's format, so a change here is a new
 //! [`FORMAT`](surf_protocol::manifest::FORMAT).
 //!
-//! - A header is its own chunks.
+//! - A header is its own chunks, and so is what lies between tensors: padding, and headers of their own. A little
+//!   of it behind small tensors goes with them.
 //! - A tensor starts a chunk, unless it is small and so are its neighbours of the same group.
 //! - A large tensor is cut between rows of its outermost dimension. A row that is too large for a
 //!   chunk starts one, and is cut by the same rule between its own rows. So an expert of a fused
-//!   `[experts, out, in]` tensor is whole chunks, and no cut splits an element.
+//!   `[experts, out, in]` tensor is whole chunks, and no cut splits an element, or a block of them.
 //! - Everything else is cut every 2 MiB.
 
 use surf_protocol::{Group, limits::CHUNK_SIZE_MAX};
@@ -32,16 +33,19 @@ pub(crate) fn plain(size: u64) -> Vec<u32> {
     cuts
 }
 
-/// Chunk sizes of a safetensors file.
-pub(crate) fn tensors(header: &Header, group_of: impl Fn(&str) -> Group) -> Vec<u32> {
+/// Chunk sizes of a file of `size` bytes with tensors in it.
+pub(crate) fn tensors(header: &Header, size: u64, group_of: impl Fn(&str) -> Group) -> Vec<u32> {
     let mut cuts = Vec::new();
-    every(MAX, header.size, &mut cuts);
     // The group of the small tensors that the last chunk holds, and may still grow by.
     let mut open: Option<Group> = None;
+    let mut end = 0;
     for tensor in header.tensors.iter().filter(|tensor| 0 < tensor.size) {
+        between(tensor.offset - end, &mut open, &mut cuts);
+        end = tensor.offset + tensor.size;
         if SMALL_SIZE_MAX < tensor.size {
             open = None;
-            rows(&tensor.shape, tensor.size, &mut cuts);
+            let blocks = tensor.dtype.and_then(|dtype| dtype.in_blocks(&tensor.shape));
+            rows(blocks.as_ref().unwrap_or(&tensor.shape), tensor.size, &mut cuts);
             continue;
         }
         let group = group_of(&tensor.name);
@@ -55,7 +59,24 @@ pub(crate) fn tensors(header: &Header, group_of: impl Fn(&str) -> Group) -> Vec<
         }
         open = Some(group);
     }
+    between(size - end, &mut open, &mut cuts);
     cuts
+}
+
+/// `size` bytes that belong to no tensor.
+fn between(size: u64, open: &mut Option<Group>, cuts: &mut Vec<u32>) {
+    match cuts.last_mut() {
+        Some(last)
+            if open.is_some() && size <= SMALL_SIZE_MAX && u64::from(*last) + size <= SHARED_SIZE_MAX =>
+        {
+            *last += size as u32;
+        }
+        _ if 0 < size => {
+            *open = None;
+            every(MAX, size, cuts);
+        }
+        _ => (),
+    }
 }
 
 fn rows(shape: &[u64], size: u64, cuts: &mut Vec<u32>) {
@@ -96,12 +117,17 @@ mod tests {
             let (name, shape) = (name.to_owned(), shape.to_vec());
             Tensor { name, dtype: None, shape, offset: offset - size, size }
         });
-        Header { size: 100, tensors: tensors.collect() }
+        Header { tensors: tensors.collect() }
+    }
+
+    fn end(header: &Header) -> u64 {
+        header.tensors.last().map_or(100, |last| last.offset + last.size)
     }
 
     fn cut(tensors: &[(&str, &[u64])]) -> Vec<u32> {
         // One group for each first letter.
-        super::tensors(&file(tensors), |name| Group::Named(name[..1].to_owned()))
+        let header = file(tensors);
+        super::tensors(&header, end(&header), |name| Group::Named(name[..1].to_owned()))
     }
 
     #[test]
@@ -124,6 +150,33 @@ mod tests {
     #[test]
     fn empty_tensors_cut_nothing() {
         assert_eq!(cut(&[("a1", &[64]), ("b", &[0, 7]), ("a2", &[32])]), [100, 96]);
+    }
+
+    #[test]
+    fn what_lies_between_tensors_goes_with_small_ones_or_alone() {
+        let large = SMALL_SIZE_MAX + 1;
+        let mut header =
+            file(&[("a1", &[64]), ("a2", &[32]), ("a3", &[large]), ("a4", &[large]), ("b", &[5])]);
+        for (at, tensor) in header.tensors.iter_mut().enumerate() {
+            tensor.offset += 10 * at as u64;
+        }
+        let size = end(&header) + 3;
+        let cuts = super::tensors(&header, size, |name| Group::Named(name[..1].to_owned()));
+        let large = large as u32;
+        assert_eq!(cuts, [100, 64 + 10 + 32 + 10, large, 10, large, 10, 5 + 3]);
+        header.tensors.clear();
+        assert_eq!(super::tensors(&header, MAX + 1, |_| Group::Head), plain(MAX + 1));
+    }
+
+    #[test]
+    fn blocks_are_never_cut() {
+        // One row of GGML's blocks that is larger than a chunk.
+        let count = MAX / 18 + 5;
+        let mut header = file(&[("a", &[count * 18])]);
+        header.tensors[0].dtype = Some(surf_protocol::Dtype::Q4_0);
+        header.tensors[0].shape = vec![count * 32];
+        let cuts = super::tensors(&header, 100 + count * 18, |_| Group::Head);
+        assert_eq!(cuts[1..], [(MAX / 18 * 18) as u32, 5 * 18]);
     }
 
     #[test]
@@ -161,7 +214,7 @@ mod tests {
                 starts.insert(start);
                 start + u64::from(size)
             });
-            prop_assert_eq!(end, file.tensors.last().map_or(100, |last| last.offset + last.size));
+            prop_assert_eq!(end, super::tests::end(&file));
             for tensor in &file.tensors {
                 let after = tensor.offset + tensor.size;
                 let starts_one = starts.contains(&tensor.offset) && (after == end || starts.contains(&after));

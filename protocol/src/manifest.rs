@@ -23,7 +23,7 @@ use crate::{
 
 /// The version of the format, and of the rules by which files are cut. It goes up when the same
 /// folder would give another manifest.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// What a manifest says, unchecked. The field order is the encoding.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +121,8 @@ pub enum Stack {
     Decoder,
 }
 
-/// Element type of a tensor.
+/// Element type of a tensor, by what the formats call them. Those whose names begin with Q are GGML's: a row is
+/// runs of elements in blocks of bytes, each with a scale of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names are the documentation")]
 pub enum Dtype {
@@ -140,6 +141,25 @@ pub enum Dtype {
     Bf16,
     F32,
     F64,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+}
+
+/// The smallest run of elements that has bytes of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Elements in it, all of one row.
+    pub elements: u64,
+    /// Bytes that they take together.
+    pub bytes: u64,
 }
 
 /// A checked manifest.
@@ -416,20 +436,43 @@ fn distinct_chunks(files: &[FileEntry]) -> Result<(Vec<ChunkEntry>, Index<ChunkI
 }
 
 impl Dtype {
-    /// Bits in one element.
-    pub fn bits(self) -> u64 {
-        match self {
-            Self::Bool | Self::U8 | Self::I8 | Self::F8E4M3 | Self::F8E5M2 => 8,
-            Self::U16 | Self::I16 | Self::F16 | Self::Bf16 => 16,
-            Self::U32 | Self::I32 | Self::F32 => 32,
-            Self::U64 | Self::I64 | Self::F64 => 64,
-        }
+    /// One element, or a block of them.
+    pub fn block(self) -> Block {
+        let (elements, bytes) = match self {
+            Self::Bool | Self::U8 | Self::I8 | Self::F8E4M3 | Self::F8E5M2 => (1, 1),
+            Self::U16 | Self::I16 | Self::F16 | Self::Bf16 => (1, 2),
+            Self::U32 | Self::I32 | Self::F32 => (1, 4),
+            Self::U64 | Self::I64 | Self::F64 => (1, 8),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
+            Self::Q8_0 => (32, 34),
+            Self::Q2K => (256, 84),
+            Self::Q3K => (256, 110),
+            Self::Q4K => (256, 144),
+            Self::Q5K => (256, 176),
+            Self::Q6K => (256, 210),
+        };
+        Block { elements, bytes }
     }
 
-    /// Bytes in a tensor of `shape`, unless there are more than fit in 64 bits.
+    /// `shape` with blocks for the elements of its rows; `None` if they are no whole blocks.
+    pub fn in_blocks(self, shape: &[u64]) -> Option<Vec<u64>> {
+        let mut shape = shape.to_vec();
+        match (shape.last_mut(), self.block().elements) {
+            (_, 1) => (),
+            (Some(row), elements) if row.is_multiple_of(elements) => *row /= elements,
+            _ => return None,
+        }
+        Some(shape)
+    }
+
+    /// Bytes in a tensor of `shape`, unless there are more than fit in 64 bits, or rows are no whole blocks.
     pub fn size_of(self, shape: &[u64]) -> Option<u64> {
-        let elements = shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n))?;
-        elements.checked_mul(self.bits() / 8)
+        let blocks = self.in_blocks(shape)?;
+        let blocks = blocks.iter().try_fold(1u64, |product, &n| product.checked_mul(n))?;
+        blocks.checked_mul(self.block().bytes)
     }
 }
 

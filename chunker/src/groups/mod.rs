@@ -6,6 +6,7 @@
 
 mod bert;
 mod distilbert;
+mod gguf;
 mod llama;
 mod mixture;
 mod named;
@@ -66,14 +67,22 @@ pub(crate) fn config(files: &[Listed]) -> Option<Vec<u8>> {
 }
 
 impl Grouping {
-    /// What `config` and the names of all tensors say. Without a known family, the fallback.
-    pub(crate) fn new<'a>(config: Option<&[u8]>, names: impl Iterator<Item = &'a str>) -> Self {
-        let table = config.and_then(family).and_then(|family| {
-            let names: Vec<&str> = names.collect();
-            let fits = |root: &&&str| names.iter().any(|name| below(family, root, name).is_some());
-            Some((family, *family.roots.iter().find(fits)?))
-        });
-        Self { table }
+    /// What `config` and the names of all tensors say, if that is a known family.
+    pub(crate) fn new<'a>(config: Option<&[u8]>, names: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let family = config.and_then(family)?;
+        let names: Vec<&str> = names.collect();
+        let fits = |root: &&&str| names.iter().any(|name| below(family, root, name).is_some());
+        Some(Self { table: Some((family, *family.roots.iter().find(fits)?)) })
+    }
+
+    /// By the names that GGUF files have, whatever the model.
+    pub(crate) fn gguf() -> Self {
+        Self { table: Some((&gguf::FAMILY, "")) }
+    }
+
+    /// By the numbers in names alone.
+    pub(crate) fn unknown() -> Self {
+        Self { table: None }
     }
 
     /// The group of a tensor.

@@ -10,7 +10,7 @@ use super::*;
 const LLAMA: &[u8] = br#"{"model_type": "llama"}"#;
 
 fn groups(config: Option<&[u8]>, names: &[&str]) -> Vec<Group> {
-    let grouping = Grouping::new(config, names.iter().copied());
+    let grouping = Grouping::new(config, names.iter().copied()).unwrap_or(Grouping::unknown());
     names.iter().map(|name| grouping.of(name)).collect()
 }
 
@@ -105,6 +105,20 @@ fn t5_has_two_stacks_over_one_embedding() {
         Group::Embed,
     ];
     assert_eq!(groups(Some(br#"{"model_type": "t5"}"#), &names), expected);
+}
+
+#[test]
+fn gguf_files_have_names_of_their_own() {
+    let grouping = Grouping::gguf();
+    for (name, group) in [
+        ("token_embd.weight", Group::Embed),
+        ("blk.11.attn_q.weight", Group::Block(Decoder, 11)),
+        ("output_norm.weight", Group::Head),
+        ("output.weight", Group::Head),
+        ("rope_freqs.weight", named("rope_freqs")),
+    ] {
+        assert_eq!(grouping.of(name), group, "{name}");
+    }
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn a_manifest_does_not_depend_on_where_the_folder_is() {
     assert_eq!(manifest(one.path()).id().to_hex(), GOLDEN);
 }
 
-const GOLDEN: &str = "2e77f097d96af4a182bbc1206c91bc3843d334bf3f7af4efb082e1e4db2c1da4";
+const GOLDEN: &str = "2ed6c14ed942e6372752f3562d3e43baa2ec80883d29b629be56ac64a898a160";
 
 #[test]
 fn a_file_is_published_under_its_name() {

@@ -46,7 +46,19 @@ fn a_manifest_reads_back_and_its_id_is_the_hash_of_its_bytes() {
 #[test]
 fn golden_manifest() {
     let id = Manifest::new(parts()).unwrap().id();
-    assert_eq!(id.to_hex(), "d37b43e1457cf341fbcb9615ced37e7605c7e09a3bf49be298942ac71b689fc7");
+    assert_eq!(id.to_hex(), "5b6ec961ed8da315a591b6760caf35a8ad1ec825e748f3cc1fea7bef0c23d42e");
+}
+
+#[test]
+fn rows_are_whole_blocks() {
+    assert_eq!(Dtype::Q4_0.size_of(&[3, 64]), Some(3 * 2 * 18));
+    assert_eq!(Dtype::Q6K.size_of(&[256]), Some(210));
+    assert_eq!(Dtype::F64.size_of(&[]), Some(8));
+    // As many elements, but no row is a whole block.
+    for (dtype, shape) in [(Dtype::Q8_0, &[64, 3][..]), (Dtype::Q4K, &[2, 128]), (Dtype::Q5_1, &[])] {
+        assert_eq!(dtype.size_of(shape), None, "{dtype:?} {shape:?}");
+    }
+    assert_eq!(Dtype::Q2K.size_of(&[u64::MAX, 256]), None);
 }
 
 #[test]
