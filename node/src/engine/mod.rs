@@ -9,7 +9,7 @@
 //! - `actor`: who is in the next pass. `sequence`: one request in flight. `batch`: whole rows at once.
 //! - `model`: one pass, group after group. `pass`: what it is about. `cache`: what it remembers.
 //!   `source`: what a decoder looks back at.
-//! - `arch`: which groups, and what each is made of. `parts`: tensors to layers.
+//! - `arch`: which groups, and what each is made of. `parts`: tensors to layers, as they are `stored`.
 //! - `attention`, `plain_attention`, `latent`, `mlp`, `experts`, `router`, `norm`, `rotary`, `distances`,
 //!   `linear`: the layers. `kernels`: their arithmetic.
 //! - `sampling`, `stop`, `text`, `wordpiece`, `template`: from logits to text, and from text to tokens.
@@ -48,6 +48,7 @@ mod sentence;
 mod sequence;
 mod source;
 mod stop;
+mod stored;
 mod template;
 mod text;
 mod wordpiece;
@@ -81,6 +82,7 @@ use arch::{Kind, Shape};
 use model::Model;
 use sentence::Sentence;
 use sequence::Job;
+use stored::Stored;
 use text::Text;
 
 /// Requests that may wait for a place. Beyond it the answer is [`EngineError::Busy`].
@@ -134,7 +136,7 @@ impl Engine {
         let device = device(config)?;
         let architecture = arch::read(files, weights.manifest())?;
         let text = Arc::new(Text::read(files)?);
-        let model = Model::new(architecture, weights, journal, device)?;
+        let model = Model::new(architecture, weights, journal, device)?.stored(Stored::read(files)?);
         let shape = model.shape();
         let (commands, queue) = sync_channel(QUEUE_MAX);
         let actor = Actor::new(model, Arc::clone(&text), queue);

@@ -17,6 +17,7 @@ use super::{
     host, parts,
     parts::Parts,
     pass::{Entry, Pass, Span},
+    stored::Stored,
 };
 use crate::{
     journal::{Event, Journal},
@@ -31,6 +32,7 @@ pub(crate) struct Model {
     weights: Arc<dyn Weights>,
     journal: Arc<Journal>,
     device: Device,
+    stored: Stored,
     threads: rayon::ThreadPool,
     kept: HashMap<Group, Kept>,
 }
@@ -80,7 +82,13 @@ impl Model {
             .thread_name(|at| format!("surf-compute-{at}"))
             .build()
             .map_err(|error| EngineError::Device(format!("no threads to compute with: {error}")))?;
-        Ok(Self { architecture, steps, weights, journal, device, threads, kept: HashMap::new() })
+        let (stored, kept) = (Stored::default(), HashMap::new());
+        Ok(Self { architecture, steps, weights, journal, device, stored, threads, kept })
+    }
+
+    /// The same, of weights that are stored like this.
+    pub(crate) fn stored(self, stored: Stored) -> Self {
+        Self { stored, ..self }
     }
 
     /// Sizes.
@@ -205,7 +213,8 @@ impl Model {
         {
             return Ok(Arc::clone(&kept.layer));
         }
-        let layer = self.architecture.layer(step, &Parts::new(&tensors, &self.device))?;
+        let parts = Parts::new(&tensors, &self.device).stored(self.stored);
+        let layer = self.architecture.layer(step, &parts)?;
         let layer: Arc<dyn Layer> = Arc::from(layer);
         if tensors.resident {
             let kept = Kept { tensors, layer: Arc::clone(&layer) };

@@ -6,12 +6,14 @@
 use std::sync::Arc;
 
 use candle_core::Device;
+use surf_protocol::Dtype;
 
 use super::{
     EngineError,
-    kernels::{Float, Matrix},
+    kernels::{Float, Matrix, Scales},
     linear::Linear,
     norm::{LayerNorm, RmsNorm},
+    stored::Stored,
 };
 use crate::weights::{RawTensor, Tensors};
 
@@ -20,12 +22,18 @@ use crate::weights::{RawTensor, Tensors};
 pub(crate) struct Parts<'a> {
     tensors: &'a Tensors,
     device: &'a Device,
+    stored: Stored,
     prefix: String,
 }
 
 impl<'a> Parts<'a> {
     pub(crate) fn new(tensors: &'a Tensors, device: &'a Device) -> Self {
-        Self { tensors, device, prefix: String::new() }
+        Self { tensors, device, stored: Stored::default(), prefix: String::new() }
+    }
+
+    /// The same, of a model whose configuration says how its weights are stored.
+    pub(crate) fn stored(self, stored: Stored) -> Self {
+        Self { stored, ..self }
     }
 
     /// Names under `name`, as in `model.layers.3`.
@@ -46,12 +54,50 @@ impl<'a> Parts<'a> {
         outputs: usize,
         bias: bool,
     ) -> Result<Linear, EngineError> {
-        let weight = matrix(&self.name(name, "weight"), self.raw(name, "weight")?, outputs, inputs)?;
+        let weight = self.matrix(name, outputs, inputs)?;
         let bias = match bias {
             true => Some(vector(&self.name(name, "bias"), self.raw(name, "bias")?, outputs)?),
             false => None,
         };
         Linear::new(weight, bias, self.device)
+    }
+
+    /// The weight of the projection called `name`, with the scales that stand beside it.
+    pub(crate) fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, EngineError> {
+        let raw = self.raw(name, "weight")?;
+        let weight = matrix(&self.name(name, "weight"), raw, rows, cols)?;
+        if !matches!(raw.dtype, Dtype::F8E4M3 | Dtype::F8E5M2) {
+            return Ok(weight);
+        }
+        // They multiply, whichever name they go by.
+        let beside = ["weight_scale_inv", "weight_scale"].map(|kind| self.name(name, kind));
+        let found = beside.iter().find_map(|name| Some((name, self.tensors.tensors.get(name)?)));
+        let Some((name, raw)) = found else { return Ok(weight) };
+        let tile = self.tile(name, &raw.shape, rows, cols)?;
+        let values = values(name, raw)?;
+        weight
+            .scaled(Scales { values, tile })
+            .ok_or_else(|| EngineError::tensor(name, "does not have a scale for every tile of its weight"))
+    }
+
+    /// What part of a matrix of `rows` by `cols` each of the scales called `name` is for.
+    fn tile(&self, name: &str, shape: &[usize], rows: usize, cols: usize) -> Result<[usize; 2], EngineError> {
+        let fits = |&[high, wide]: &[usize; 2]| shape == [rows.div_ceil(high), cols.div_ceil(wide)];
+        if let Some(tile) = self.stored.tile.filter(fits) {
+            return Ok(tile);
+        }
+        match shape {
+            [] | [1] | [1, 1] => Ok([rows, cols]),
+            [each] | [each, 1] if *each == rows => Ok([1, cols]),
+            _ => {
+                let tiles = match self.stored.tile {
+                    Some([high, wide]) => format!("in tiles of {high} by {wide}"),
+                    None => "without quantization_config.weight_block_size".to_owned(),
+                };
+                let reason = format!("is {shape:?}, which does not fit a weight of [{rows}, {cols}] {tiles}");
+                Err(EngineError::tensor(name, reason))
+            }
+        }
     }
 
     /// The norm called `name` over `size` elements.
@@ -108,16 +154,22 @@ pub(crate) fn vector(name: &str, raw: &RawTensor, size: usize) -> Result<Arc<[f3
     if raw.shape != [size] {
         return Err(EngineError::tensor(name, format!("is {:?}, not [{size}]", raw.shape)));
     }
+    values(name, raw)
+}
+
+/// All elements of `raw`, widened.
+fn values(name: &str, raw: &RawTensor) -> Result<Arc<[f32]>, EngineError> {
     let float = float(name, raw)?;
-    let matrix = Matrix::new(float, size, 1, raw.pieces.clone());
+    // A whole tensor was checked to have a size that can be had.
+    let count = raw.shape.iter().product();
+    let (rows, cols) = if float.is_single() { (count, 1) } else { (1, count) };
+    let matrix = Matrix::new(float, rows, cols, raw.pieces.clone());
     let matrix =
         matrix.ok_or_else(|| EngineError::tensor(name, "has bytes that do not make up its shape"))?;
-    let values = matrix.runs(size).iter().flat_map(|run| run.with_f32(<[f32]>::to_vec)).collect();
-    Ok(values)
+    Ok(matrix.runs(rows).iter().flat_map(|run| run.with_f32(<[f32]>::to_vec)).collect())
 }
 
 fn float(name: &str, raw: &RawTensor) -> Result<Float, EngineError> {
-    Float::of(raw.dtype).ok_or_else(|| {
-        EngineError::tensor(name, format!("is {:?}; only F32, F16 and Bf16 can be computed with", raw.dtype))
-    })
+    Float::of(raw.dtype)
+        .ok_or_else(|| EngineError::tensor(name, format!("is {:?}, which is no kind of float", raw.dtype)))
 }

@@ -153,9 +153,6 @@ pub(crate) fn read(files: &Files, manifest: &Manifest) -> Result<Box<dyn Archite
     let config = files.object("config.json")?;
     let fields = Fields::new(&config);
     let model_type = fields.text("model_type")?.ok_or_else(|| fields.invalid("model_type", "is missing"))?;
-    if fields.object("quantization_config")?.is_some() {
-        return Err(fields.invalid("quantization_config", "is set; quantised weights are not supported"));
-    }
     if let Some((_, read)) = SUPPORTED.iter().find(|(name, _)| *name == model_type) {
         return read(&fields);
     }

@@ -12,6 +12,9 @@ use super::matrix::{Float, Matrix};
 /// thread costs nothing beside it.
 const TASK_BYTES: usize = 128 << 10;
 
+/// Bytes of weights that are widened in memory at a time, for the same reason.
+const WIDENED_BYTES: usize = 256 << 10;
+
 /// Bytes of a weight row that are used before going on to the next rows: the activations of one tile
 /// then stay in the first-level cache.
 const DEPTH_BYTES: usize = 4096;
@@ -45,13 +48,13 @@ enum Weights<'a> {
 /// See [`super::matmul`].
 pub(super) fn matmul(weight: &Matrix, x: &[f32], m: usize) -> Vec<f32> {
     let (n, k) = (weight.rows(), weight.cols());
-    let pairs = weight.float() == Float::Bf16 && k.is_multiple_of(2);
+    let pairs = weight.is_plain(Float::BF16) && k.is_multiple_of(2);
     let x = Operand::new(x, k, pairs);
     // By weight rows, so that each task writes one run of it.
     let mut transposed = vec![0.0; n * m];
     let mut rest = transposed.as_mut_slice();
     let mut tasks = Vec::new();
-    let task_rows = (TASK_BYTES / (k * weight.float().size())).next_multiple_of(4).max(4);
+    let task_rows = (TASK_BYTES / weight.row_bytes()).next_multiple_of(4).max(4);
     for run in weight.runs(task_rows) {
         let (out, after) = rest.split_at_mut(run.rows() * m);
         rest = after;
@@ -63,7 +66,7 @@ pub(super) fn matmul(weight: &Matrix, x: &[f32], m: usize) -> Vec<f32> {
         }
         // What cannot be widened in registers is widened in memory; a few rows at a time are still
         // in the first-level cache when they are used.
-        let some = if m <= TILE { 4 } else { run.rows() };
+        let some = if m <= TILE { 4 } else { (WIDENED_BYTES / (4 * k)).next_multiple_of(4).max(4) };
         for (run, out) in run.parts(some).zip(out.chunks_mut(some * m)) {
             run.with_f32(|rows| {
                 Arch::new().dispatch(Task { weights: Weights::Singles(rows), x: &x, m, out });

@@ -1,42 +1,37 @@
-//! A weight matrix as it came: in pieces, in its own precision.
+//! A weight matrix as it came: in pieces, in its own precision, and perhaps with scales beside it.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, sync::Arc};
 
-use bytemuck::pod_read_unaligned;
 use bytes::Bytes;
-use pulp::Arch;
 use surf_protocol::Dtype;
+
+use super::widen::{self, widen};
 
 const _: () = assert!(cfg!(target_endian = "little"), "weights are little-endian and used in place");
 
-/// Element types that a product understands.
+/// An element type that a product understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Float {
-    /// 32 bits.
-    F32,
-    /// IEEE half.
-    F16,
-    /// bfloat16.
-    Bf16,
-}
+pub(crate) struct Float(Dtype);
 
 impl Float {
-    /// The float that `dtype` is, if it is one of these.
+    /// 32 bits.
+    pub(crate) const F32: Self = Self(Dtype::F32);
+    /// bfloat16.
+    pub(crate) const BF16: Self = Self(Dtype::Bf16);
+
+    /// The float that `dtype` is, if it is one.
     pub(crate) fn of(dtype: Dtype) -> Option<Self> {
-        match dtype {
-            Dtype::F32 => Some(Self::F32),
-            Dtype::F16 => Some(Self::F16),
-            Dtype::Bf16 => Some(Self::Bf16),
-            _ => None,
-        }
+        widen::known(dtype).then_some(Self(dtype))
     }
 
-    /// Bytes of one element.
-    pub(crate) fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
+    /// Whether one element has bytes of its own.
+    pub(crate) fn is_single(self) -> bool {
+        self.0.block().elements == 1
+    }
+
+    /// Bytes of a row of `cols` elements, if it is whole blocks.
+    pub(crate) fn row_bytes(self, cols: usize) -> Option<usize> {
+        usize::try_from(self.0.size_of(&[cols as u64])?).ok()
     }
 }
 
@@ -46,24 +41,46 @@ pub(crate) struct Matrix {
     float: Float,
     rows: usize,
     cols: usize,
+    row_bytes: usize,
     pieces: Vec<Bytes>,
+    scales: Option<Scales>,
+}
+
+/// What the elements of a matrix are multiplied by: one number for each tile of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Scales {
+    /// Rows of tiles, by rows.
+    pub(crate) values: Arc<[f32]>,
+    /// Rows and columns of a tile. At the matrix's edges, tiles are cut off.
+    pub(crate) tile: [usize; 2],
 }
 
 /// Some consecutive rows of a [`Matrix`], in one run of bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run<'a> {
-    float: Float,
-    cols: usize,
+    matrix: &'a Matrix,
+    /// The first of them.
+    first: usize,
     bytes: &'a [u8],
 }
 
 impl Matrix {
     /// A matrix of `rows` by `cols`, unless the pieces are not runs of whole rows that make it up.
     pub(crate) fn new(float: Float, rows: usize, cols: usize, pieces: Vec<Bytes>) -> Option<Self> {
-        let row_bytes = cols.checked_mul(float.size()).filter(|&bytes| 0 < bytes)?;
+        let row_bytes = float.row_bytes(cols).filter(|&bytes| 0 < bytes)?;
         let whole = pieces.iter().all(|piece| piece.len().is_multiple_of(row_bytes));
         let held: usize = pieces.iter().map(|piece| piece.len() / row_bytes).sum();
-        (whole && held == rows && 0 < rows).then_some(Self { float, rows, cols, pieces })
+        let matrix = Self { float, rows, cols, row_bytes, pieces, scales: None };
+        (whole && held == rows && 0 < rows).then_some(matrix)
+    }
+
+    /// The same, multiplied by `scales`, unless there is not one for every tile.
+    pub(crate) fn scaled(self, scales: Scales) -> Option<Self> {
+        let [high, wide] = scales.tile;
+        let fits = 0 < high
+            && 0 < wide
+            && scales.values.len() == self.rows.div_ceil(high) * self.cols.div_ceil(wide);
+        fits.then_some(Self { scales: Some(scales), ..self })
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -74,28 +91,37 @@ impl Matrix {
         self.cols
     }
 
-    pub(crate) fn float(&self) -> Float {
-        self.float
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// Whether the bytes are elements of this type, with nothing to multiply them by.
+    pub(crate) fn is_plain(&self, float: Float) -> bool {
+        self.float == float && self.scales.is_none()
     }
 
     /// All rows in order, in runs of at most `rows_max`.
     pub(crate) fn runs(&self, rows_max: usize) -> Vec<Run<'_>> {
-        let bytes_max = rows_max * self.cols * self.float.size();
-        let runs = self.pieces.iter().flat_map(|piece| piece.chunks(bytes_max));
-        runs.map(|bytes| Run { float: self.float, cols: self.cols, bytes }).collect()
+        let mut first = 0;
+        let mut runs = Vec::new();
+        for bytes in &self.pieces {
+            let piece = Run { matrix: self, first, bytes };
+            first += piece.rows();
+            runs.extend(piece.parts(rows_max));
+        }
+        runs
     }
 
     /// Row `at`, widened onto the end of `to`. `None` if there is no such row.
     pub(crate) fn read_row(&self, at: usize, to: &mut Vec<f32>) -> Option<()> {
-        let row_bytes = self.cols * self.float.size();
         let mut first = 0;
         for piece in &self.pieces {
-            let rows = piece.len() / row_bytes;
+            let rows = piece.len() / self.row_bytes;
             if at < first + rows {
-                let bytes = &piece[(at - first) * row_bytes..][..row_bytes];
+                let bytes = &piece[(at - first) * self.row_bytes..][..self.row_bytes];
                 let start = to.len();
                 to.resize(start + self.cols, 0.0);
-                widen(self.float, bytes, &mut to[start..]);
+                Run { matrix: self, first: at, bytes }.read(&mut to[start..]);
                 return Some(());
             }
             first += rows;
@@ -104,13 +130,23 @@ impl Matrix {
     }
 }
 
+impl Scales {
+    /// Multiplies whole rows of `cols` elements, the first of which is the matrix's row `first`.
+    fn apply(&self, first: usize, cols: usize, rows: &mut [f32]) {
+        let [high, wide] = self.tile;
+        let across = cols.div_ceil(wide);
+        for (at, row) in rows.chunks_exact_mut(cols).enumerate() {
+            let scales = &self.values[(first + at) / high * across..][..across];
+            for (tile, scale) in row.chunks_mut(wide).zip(scales) {
+                tile.iter_mut().for_each(|value| *value *= scale);
+            }
+        }
+    }
+}
+
 impl<'a> Run<'a> {
     pub(crate) fn rows(&self) -> usize {
-        self.bytes.len() / self.row_bytes()
-    }
-
-    pub(crate) fn row_bytes(&self) -> usize {
-        self.cols * self.float.size()
+        self.bytes.len() / self.matrix.row_bytes
     }
 
     pub(crate) fn bytes(&self) -> &'a [u8] {
@@ -119,7 +155,8 @@ impl<'a> Run<'a> {
 
     /// The same rows, in runs of at most `rows_max`.
     pub(crate) fn parts(self, rows_max: usize) -> impl Iterator<Item = Run<'a>> {
-        self.bytes.chunks(rows_max * self.row_bytes()).map(move |bytes| Run { bytes, ..self })
+        let parts = self.bytes.chunks(rows_max * self.matrix.row_bytes).enumerate();
+        parts.map(move |(at, bytes)| Run { bytes, first: self.first + at * rows_max, ..self })
     }
 
     /// Calls `with` with the rows as f32: in place where they are, else widened into this thread's
@@ -128,50 +165,26 @@ impl<'a> Run<'a> {
         thread_local! {
             static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
         }
-        if self.float == Float::F32
+        if self.matrix.is_plain(Float::F32)
             && let Ok(values) = bytemuck::try_cast_slice(self.bytes)
         {
             return with(values);
         }
         SCRATCH.with_borrow_mut(|scratch| {
-            let elements = self.bytes.len() / self.float.size();
+            let elements = self.rows() * self.matrix.cols;
             if scratch.len() < elements {
                 scratch.resize(elements, 0.0);
             }
-            widen(self.float, self.bytes, &mut scratch[..elements]);
+            self.read(&mut scratch[..elements]);
             with(&scratch[..elements])
         })
     }
-}
 
-/// Widens little-endian elements to f32.
-pub(crate) fn widen(float: Float, bytes: &[u8], to: &mut [f32]) {
-    match float {
-        Float::F32 => {
-            for (to, bytes) in to.iter_mut().zip(bytes.chunks_exact(4)) {
-                *to = pod_read_unaligned(bytes);
-            }
+    /// Widens the rows to `to`, and multiplies them by their scales.
+    fn read(&self, to: &mut [f32]) {
+        widen(self.matrix.float.0, self.bytes, to);
+        if let Some(scales) = &self.matrix.scales {
+            scales.apply(self.first, self.matrix.cols, to);
         }
-        Float::Bf16 => Arch::new().dispatch(|| {
-            for (to, bytes) in to.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *to = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-            }
-        }),
-        Float::F16 => Arch::new().dispatch(|| {
-            for (to, bytes) in to.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *to = widen_f16(u16::from_le_bytes(*bytes));
-            }
-        }),
     }
-}
-
-/// Without a branch, so that many go side by side; `half` asks the processor what it can for every
-/// eight.
-#[inline(always)]
-fn widen_f16(half: u16) -> f32 {
-    /// From the exponents of a half to those of a float.
-    const REBIAS: f32 = f32::from_bits((127 + 127 - 15) << 23);
-    let (sign, rest) = (u32::from(half & 0x8000) << 16, u32::from(half & 0x7fff));
-    let endless = if 0x7c00 <= rest { 0x7f80_0000 } else { 0 };
-    f32::from_bits((f32::from_bits(rest << 13) * REBIAS).to_bits() | endless | sign)
 }

@@ -4,16 +4,18 @@
 //! machine. Nothing here knows tensors, models or threads other than rayon's: a call made inside a
 //! thread pool uses that pool.
 
+mod blocks;
 mod dot;
 mod elementwise;
 mod matrix;
 mod product;
+mod widen;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use elementwise::{Activation, activate, add, add_scaled, gated, layer_norm, rms_norm, softmax};
-pub(crate) use matrix::{Float, Matrix};
+pub(crate) use matrix::{Float, Matrix, Scales};
 pub(crate) use product::{Block, View, product};
 
 /// `x · weightᵀ`: `x` is `m` by the matrix's columns, the result `m` by its rows, both by rows.

@@ -2,8 +2,10 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use safetensors::SafeTensors;
+use surf_protocol::Dtype;
 
-use super::{matrix::widen, *};
+use super::{widen::widen, *};
 
 /// The same product, one element after the other, in f64.
 fn naive(weight: &[f32], x: &[f32], m: usize, n: usize, k: usize) -> Vec<f64> {
@@ -13,11 +15,18 @@ fn naive(weight: &[f32], x: &[f32], m: usize, n: usize, k: usize) -> Vec<f64> {
     (0..m * n).map(|at| element(at / n, at % n)).collect()
 }
 
-fn bytes_of(float: Float, values: &[f32]) -> Vec<u8> {
-    match float {
-        Float::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Float::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
-        Float::Bf16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+/// Types of which every element has its own bytes.
+const SINGLES: [Dtype; 6] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F64, Dtype::F8E4M3, Dtype::F8E5M2];
+
+/// Elements of `dtype` near `values`, which are at most one.
+fn bytes_of(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Dtype::F64 => values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::Bf16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+        // Whichever numbers these are: those of E4M3 that are at most one.
+        _ => values.iter().map(|&v| ((v.abs() * 56.0) as u8) | if v < 0.0 { 0x80 } else { 0 }).collect(),
     }
 }
 
@@ -28,29 +37,30 @@ fn numbers(seed: usize, len: usize) -> Vec<f32> {
 
 /// In pieces of `piece_rows` rows, each `shift` bytes past an aligned place.
 fn matrix(
-    float: Float,
+    dtype: Dtype,
     values: &[f32],
     n: usize,
     k: usize,
     piece_rows: usize,
     shift: usize,
 ) -> (Matrix, Vec<f32>) {
-    let bytes = bytes_of(float, values);
+    let bytes = bytes_of(dtype, values);
     let mut widened = vec![0.0; n * k];
-    widen(float, &bytes, &mut widened);
+    widen(dtype, &bytes, &mut widened);
+    let float = Float::of(dtype).unwrap();
     let piece = |bytes: &[u8]| Bytes::from([&vec![0; shift], bytes].concat()).slice(shift..);
-    let pieces = bytes.chunks(piece_rows * k * float.size()).map(piece).collect();
+    let pieces = bytes.chunks(piece_rows * float.row_bytes(k).unwrap()).map(piece).collect();
     (Matrix::new(float, n, k, pieces).expect("pieces of whole rows"), widened)
 }
 
-fn check(float: Float, (m, n, k): (usize, usize, usize), piece_rows: usize, shift: usize) {
-    let (weight, widened) = matrix(float, &numbers(1, n * k), n, k, piece_rows, shift);
+fn check(dtype: Dtype, (m, n, k): (usize, usize, usize), piece_rows: usize, shift: usize) {
+    let (weight, widened) = matrix(dtype, &numbers(1, n * k), n, k, piece_rows, shift);
     let x = numbers(2, m * k);
     let expected = naive(&widened, &x, m, n, k);
     for (got, expected) in matmul(&weight, &x, m).iter().zip(&expected) {
         assert!(
             (f64::from(*got) - expected).abs() <= 1e-6 * k as f64 + 1e-6,
-            "{float:?} {m} {n} {k}: {got} {expected}"
+            "{dtype:?} {m} {n} {k}: {got} {expected}"
         );
     }
     let mut row = Vec::new();
@@ -61,7 +71,7 @@ fn check(float: Float, (m, n, k): (usize, usize, usize), piece_rows: usize, shif
 
 #[test]
 fn products_of_odd_sizes_are_right_in_every_precision() {
-    for float in [Float::F32, Float::F16, Float::Bf16] {
+    for float in SINGLES {
         for m in [1, 2, 3, 4, 5, 8, 9, 33] {
             for (n, k) in [(1, 1), (3, 2), (5, 31), (4, 32), (7, 33), (66, 64), (130, 257), (9, 1030)] {
                 check(float, (m, n, k), 3, 0);
@@ -75,12 +85,90 @@ fn products_of_odd_sizes_are_right_in_every_precision() {
 fn widening_is_exact() {
     for bits in 0..=u16::MAX {
         for (float, expected) in [
-            (Float::Bf16, half::bf16::from_bits(bits).to_f32()),
-            (Float::F16, half::f16::from_bits(bits).to_f32()),
+            (Dtype::Bf16, half::bf16::from_bits(bits).to_f32()),
+            (Dtype::F16, half::f16::from_bits(bits).to_f32()),
         ] {
             let mut got = [0.0];
             widen(float, &bits.to_le_bytes(), &mut got);
             assert!(got[0] == expected || expected.is_nan() && got[0].is_nan(), "{float:?} {bits:04x}");
+        }
+    }
+}
+
+/// Blocks of random bytes, and what the package `gguf` dequantises them to; all float8 numbers, and
+/// what torch says they are. See `make_formats.py`.
+#[test]
+fn what_others_have_packed_is_widened_to_the_same_bits() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/packed.safetensors");
+    let file = std::fs::read(file).unwrap();
+    let recorded = SafeTensors::deserialize(&file).unwrap();
+    use Dtype::{F8E4M3, F8E5M2, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    for dtype in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, F8E4M3, F8E5M2] {
+        let packed = recorded.tensor(&format!("{dtype:?}.packed")).unwrap();
+        let values = recorded.tensor(&format!("{dtype:?}.values")).unwrap();
+        let mut expected = vec![0.0; values.data().len() / 4];
+        widen(Dtype::F32, values.data(), &mut expected);
+        assert_eq!(dtype.size_of(&[expected.len() as u64]), Some(packed.data().len() as u64));
+        let mut got = vec![7.0; expected.len()];
+        widen(dtype, packed.data(), &mut got);
+        for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            let same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
+            assert!(same || got == expected, "{dtype:?} {at}: {got} {expected}");
+        }
+        assert!(expected.iter().any(|value| value.abs() > 1e-3), "{dtype:?}");
+    }
+}
+
+#[test]
+fn blocks_are_multiplied_in_pieces_of_whole_rows() {
+    let (n, k) = (13, 96);
+    let row_bytes = Dtype::Q8_0.size_of(&[k as u64]).unwrap() as usize;
+    let block = |at: usize| -> Vec<u8> {
+        let quants = (0..32).map(|quant| (at * 31 + quant * 7) as u8);
+        half::f16::from_f32(0.01).to_le_bytes().into_iter().chain(quants).collect()
+    };
+    let bytes: Vec<u8> = (0..n * k / 32).flat_map(block).collect();
+    let mut widened = vec![0.0; n * k];
+    widen(Dtype::Q8_0, &bytes, &mut widened);
+    let float = Float::of(Dtype::Q8_0).unwrap();
+    let pieces = bytes.chunks(5 * row_bytes).map(Bytes::copy_from_slice).collect();
+    let weight = Matrix::new(float, n, k, pieces).unwrap();
+    for m in [1, 3, 9] {
+        let x = numbers(4, m * k);
+        for (got, expected) in matmul(&weight, &x, m).iter().zip(naive(&widened, &x, m, n, k)) {
+            assert!((f64::from(*got) - expected).abs() < 1e-4, "{m}: {got} {expected}");
+        }
+    }
+    // Rows that are no whole blocks, and pieces that are no whole rows.
+    assert!(Matrix::new(float, n, 48, vec![Bytes::from(bytes.clone())]).is_none());
+    let odd = bytes.chunks(row_bytes + 34).map(Bytes::copy_from_slice).collect();
+    assert!(Matrix::new(float, n, k, odd).is_none());
+}
+
+#[test]
+fn every_tile_is_multiplied_by_its_scale() {
+    for dtype in SINGLES {
+        for (n, k, tile) in [(7, 33, [3, 8]), (64, 40, [16, 16]), (5, 9, [1, 9]), (5, 9, [128, 128])] {
+            let [high, wide] = tile;
+            let (weight, mut widened) = matrix(dtype, &numbers(1, n * k), n, k, 2, 0);
+            let across = k.div_ceil(wide);
+            let values = numbers(3, n.div_ceil(high) * across);
+            for (at, value) in widened.iter_mut().enumerate() {
+                *value *= values[at / k / high * across + at % k / wide];
+            }
+            let scales = Scales { values: values.clone().into(), tile };
+            let weight = weight.scaled(scales).unwrap();
+            for m in [1, 6] {
+                let x = numbers(2, m * k);
+                for (got, expected) in matmul(&weight, &x, m).iter().zip(naive(&widened, &x, m, n, k)) {
+                    assert!((f64::from(*got) - expected).abs() < 1e-4, "{dtype:?} {n} {k}");
+                }
+            }
+            let mut row = Vec::new();
+            weight.read_row(n - 1, &mut row).unwrap();
+            assert_eq!(row, widened[(n - 1) * k..]);
+            let few = Scales { values: values[1..].into(), tile };
+            assert!(weight.scaled(few).is_none());
         }
     }
 }
@@ -107,7 +195,7 @@ proptest! {
 
     #[test]
     fn any_product_is_right(m in 1..20usize, n in 1..70usize, k in 1..200usize, piece in 1..20usize, shift in 0..4usize) {
-        for float in [Float::F32, Float::F16, Float::Bf16] {
+        for float in SINGLES {
             check(float, (m, n, k), piece, shift);
         }
     }

@@ -110,6 +110,8 @@ macro_rules! agrees_with_transformers {
 
 agrees_with_transformers! {
     llama_agrees_with_transformers: "llama";
+    llama_in_float8_by_tiles_agrees_with_transformers: "llama-fp8";
+    llama_in_float8_with_one_scale_agrees_with_transformers: "llama-fp8-whole";
     mistral_agrees_with_transformers: "mistral";
     qwen2_agrees_with_transformers: "qwen2";
     qwen3_agrees_with_transformers: "qwen3";
