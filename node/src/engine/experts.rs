@@ -17,6 +17,7 @@ use super::{
     parts::Parts,
     pass::Pass,
     router::{Choice, Router},
+    stored::Stored,
 };
 
 /// Experts of one block, and who is with every token.
@@ -26,6 +27,8 @@ pub(crate) struct Mixture {
     pub(crate) experts: ExpertShape,
     /// The block.
     pub(crate) block: u32,
+    /// How their weights are stored.
+    pub(crate) stored: Stored,
     /// An expert that every token takes.
     pub(crate) shared: Option<Shared>,
 }
@@ -75,7 +78,8 @@ impl Mixture {
         };
         for (group, (expert, takers)) in groups.iter().zip(takers) {
             let tensors = pass.weights.group(group)?;
-            let mlp = self.experts.mlp(self.block, expert, &Parts::new(&tensors, x.device()))?;
+            let parts = Parts::new(&tensors, x.device()).stored(self.stored);
+            let mlp = self.experts.mlp(self.block, expert, &parts)?;
             let rows: Vec<f32> = host::read(x, |x| {
                 let row = |(token, _): &(usize, f32)| &x[token * hidden..(token + 1) * hidden];
                 takers.iter().flat_map(row).copied().collect()

@@ -36,6 +36,11 @@ impl<'a> Parts<'a> {
         Self { stored, ..self }
     }
 
+    /// How the weights of the model are stored.
+    pub(crate) fn how_stored(&self) -> Stored {
+        self.stored
+    }
+
     /// Names under `name`, as in `model.layers.3`.
     pub(crate) fn under(&self, name: &str) -> Self {
         Self { prefix: format!("{}{name}.", self.prefix), ..*self }

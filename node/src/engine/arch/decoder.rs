@@ -160,7 +160,7 @@ impl Decoder {
 
     fn feed_forward(&self, index: usize, block: &Parts<'_>) -> Result<FeedForward, EngineError> {
         if let Some(mixture) = self.variant.mixture.as_ref().filter(|mixture| mixture.is_in(index)) {
-            return Ok(FeedForward::Mixture(mixture.layer(index as u32, block)?));
+            return Ok(FeedForward::Mixture(Box::new(mixture.layer(index as u32, block)?)));
         }
         let (mlp, hidden, bias) = (block.under("mlp"), self.hidden, self.variant.mlp_bias);
         Ok(FeedForward::Dense(GatedMlp {

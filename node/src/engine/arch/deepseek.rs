@@ -207,7 +207,7 @@ impl DeepSeek {
 
     fn feed_forward(&self, index: u32, block: &Parts<'_>) -> Result<FeedForward, EngineError> {
         if self.mixture.is_in(index as usize) {
-            return Ok(FeedForward::Mixture(self.mixture.layer(index, block)?));
+            return Ok(FeedForward::Mixture(Box::new(self.mixture.layer(index, block)?)));
         }
         let mlp = block.under("mlp");
         Ok(FeedForward::Dense(GatedMlp {

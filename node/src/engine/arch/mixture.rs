@@ -18,7 +18,7 @@ use crate::engine::{
 #[derive(Debug)]
 pub(super) enum FeedForward {
     Dense(GatedMlp),
-    Mixture(Mixture),
+    Mixture(Box<Mixture>),
 }
 
 /// Experts in place of MLPs.
@@ -104,6 +104,7 @@ impl MixtureShape {
             },
             experts: self.experts.clone(),
             block: index,
+            stored: block.how_stored(),
             shared: self.shared.as_ref().map(shared).transpose()?,
         })
     }
