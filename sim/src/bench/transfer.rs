@@ -6,6 +6,7 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -74,7 +75,9 @@ pub fn run(options: &Options) -> Result<Report, Failed> {
     // The first round does not count: the memory of a virtual machine that nobody has used yet costs its host a fault a
     // page, seconds for a GiB, which whatever comes later does not pay.
     for round in 0..=options.rounds {
+        settle();
         let mut report = pull(options, &work.path().join(format!("round-{round}")), &folder)?;
+        settle();
         quinn(options, &file, &mut report)?;
         write(options, work.path(), &mut report)?;
         let counts = if round == 0 { ", to warm up" } else { "" };
@@ -105,6 +108,12 @@ pub fn run(options: &Options) -> Result<Report, Failed> {
         memory_send: most(|r| r.memory_send),
         memory_receive: most(|r| r.memory_receive),
     })
+}
+
+/// Lets the disk finish with what was written and deleted, so that nobody pays for those before him.
+fn settle() {
+    rustix::fs::sync();
+    std::thread::sleep(Duration::from_secs(3));
 }
 
 fn pull(options: &Options, dir: &Path, folder: &Path) -> Result<Report, Failed> {
