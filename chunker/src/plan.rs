@@ -7,6 +7,7 @@
 //! - A large tensor is cut between rows of its outermost dimension. A row that is too large for a
 //!   chunk starts one, and is cut by the same rule between its own rows. So an expert of a fused
 //!   `[experts, out, in]` tensor is whole chunks, and no cut splits an element, or a block of them.
+//! - What is left at the end of a vocabulary's table is cut finely, so that a longer one begins alike.
 //! - Everything else is cut every 2 MiB.
 
 use surf_protocol::{Group, limits::CHUNK_SIZE_MAX};
@@ -23,6 +24,10 @@ pub(crate) const SHARED_SIZE_MAX: u64 = 256 * 1024;
 /// Bytes in a chunk. Small enough that a model of a few hundred MB is dozens of them, which a crowd can
 /// pass on while it fetches; large enough that a 7B model in 16 bits has about seven thousand.
 pub(crate) const MAX: u64 = 2 * 1024 * 1024;
+/// Bytes in a chunk at the end of a table of the vocabulary. Fine-tunes add rows to it, and usual sizes
+/// are multiples of this.
+pub(crate) const TABLE_END: u64 = 64 * 1024;
+
 const _: () =
     assert!(SMALL_SIZE_MAX <= SHARED_SIZE_MAX && SHARED_SIZE_MAX <= MAX && MAX <= CHUNK_SIZE_MAX as u64);
 
@@ -45,7 +50,13 @@ pub(crate) fn tensors(header: &Header, size: u64, group_of: impl Fn(&str) -> Gro
         if SMALL_SIZE_MAX < tensor.size {
             open = None;
             let blocks = tensor.dtype.and_then(|dtype| dtype.in_blocks(&tensor.shape));
-            rows(blocks.as_ref().unwrap_or(&tensor.shape), tensor.size, &mut cuts);
+            let shape = blocks.as_ref().unwrap_or(&tensor.shape);
+            match (group_of(&tensor.name), &shape[..]) {
+                (Group::Embed | Group::Head, &[count, _]) if tensor.size / count <= TABLE_END => {
+                    table(count, tensor.size, &mut cuts);
+                }
+                _ => rows(shape, tensor.size, &mut cuts),
+            }
             continue;
         }
         let group = group_of(&tensor.name);
@@ -77,6 +88,14 @@ fn between(size: u64, open: &mut Option<Group>, cuts: &mut Vec<u32>) {
         }
         _ => (),
     }
+}
+
+/// A table of `count` rows, each much smaller than a chunk.
+fn table(count: u64, size: u64, cuts: &mut Vec<u32>) {
+    let row = size / count;
+    let whole = MAX / row * row;
+    every(whole, size / whole * whole, cuts);
+    every(TABLE_END / row * row, size % whole, cuts);
 }
 
 fn rows(shape: &[u64], size: u64, cuts: &mut Vec<u32>) {
@@ -191,6 +210,21 @@ mod tests {
         let (row, five, rest) = (10 * EIGHTH, 5 * EIGHTH as u32, 2 * EIGHTH as u32);
         assert_eq!(cut(&[("a", &[2, 2, 5 * EIGHTH])]), [100, five, five, five, five]);
         assert_eq!(cut(&[("a", &[2, row])]), [100, MAX as u32, rest, MAX as u32, rest]);
+    }
+
+    #[test]
+    fn a_longer_vocabulary_begins_alike() {
+        let table = |rows: u64| {
+            let header = file(&[("a", &[rows, 1024])]);
+            super::tensors(&header, end(&header), |_| Group::Embed)[1..].to_vec()
+        };
+        let (chunk, end) = (MAX as u32, TABLE_END as u32);
+        assert_eq!(table(2048 + 64 + 5), [chunk, end, 5 * 1024]);
+        assert_eq!(table(2048 + 128), [chunk, end, end]);
+        assert_eq!(table(70), [end, 6 * 1024]);
+        // Rows that do not fit are cut like any others.
+        let wide = file(&[("a", &[3, TABLE_END + 1])]);
+        assert_eq!(super::tensors(&wide, super::tests::end(&wide), |_| Group::Head).len(), 2);
     }
 
     #[test]
