@@ -6,7 +6,10 @@
 
 mod bert;
 mod distilbert;
+mod gemma3;
 mod gguf;
+mod gpt2;
+mod gpt_neox;
 mod llama;
 mod mixture;
 mod named;
@@ -20,8 +23,17 @@ use surf_protocol::{Group, Stack};
 use crate::Listed;
 
 /// Every family, in no order.
-const FAMILIES: &[&Family] =
-    &[&bert::FAMILY, &distilbert::FAMILY, &llama::FAMILY, &mixture::FAMILY, &roberta::FAMILY, &t5::FAMILY];
+const FAMILIES: &[&Family] = &[
+    &bert::FAMILY,
+    &distilbert::FAMILY,
+    &gemma3::FAMILY,
+    &gpt2::FAMILY,
+    &gpt_neox::FAMILY,
+    &llama::FAMILY,
+    &mixture::FAMILY,
+    &roberta::FAMILY,
+    &t5::FAMILY,
+];
 
 /// Bytes in a `config.json`. Those of a thousand models have under a hundred thousand.
 const CONFIG_SIZE_MAX: u64 = 1024 * 1024;

@@ -122,6 +122,37 @@ fn gguf_files_have_names_of_their_own() {
 }
 
 #[test]
+fn other_decoders_have_other_names_for_the_same() {
+    let (embed, block, head) = (Group::Embed, Group::Block(Decoder, 3), Group::Head);
+    let gpt2 = ["wte.weight", "wpe.weight", "h.3.attn.bias", "ln_f.bias"];
+    let neox = ["embed_in.weight", "layers.3.attention.dense.bias", "final_layer_norm.bias"];
+    let gemma3 = ["embed_tokens.weight", "layers.3.self_attn.q_norm.weight", "norm.weight"];
+    let check = |model_type: &str, root: &str, names: &[&str], beside: &[&str], expected: &[&Group]| {
+        let names = names.iter().map(|name| format!("{root}{name}"));
+        let names: Vec<String> = names.chain(beside.iter().map(|name| name.to_string())).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let config = format!(r#"{{"model_type": "{model_type}"}}"#);
+        let got = groups(Some(config.as_bytes()), &names);
+        assert_eq!(got.iter().collect::<Vec<_>>(), expected, "{root}");
+    };
+    for root in ["transformer.", ""] {
+        check("gpt2", root, &gpt2, &["lm_head.weight"], &[&embed, &embed, &block, &head, &head]);
+    }
+    check("gpt_neox", "gpt_neox.", &neox, &["embed_out.weight"], &[&embed, &block, &head, &head]);
+    check("gemma3_text", "model.", &gemma3, &["lm_head.weight"], &[&embed, &block, &head, &head]);
+    // Beside what sees images, which is left to its names.
+    let (tower, new) = ("vision_tower.vision_model.encoder.layers.3", "model.vision_tower.encoder.layers.3");
+    for (root, tower, lm_head) in [
+        ("language_model.model.", tower, "language_model.lm_head.weight"),
+        ("model.language_model.", new, "lm_head.weight"),
+    ] {
+        let seen = named(tower);
+        let tower = format!("{tower}.norm.weight");
+        check("gemma3", root, &gemma3, &[lm_head, &tower], &[&embed, &block, &head, &head, &seen]);
+    }
+}
+
+#[test]
 fn a_second_copy_under_other_names_is_not_mixed_in() {
     // As in Mistral's repositories, which hold the original checkpoint too.
     let names = ["layers.0.attention.wq.weight", "model.layers.0.self_attn.q_proj.weight", "norm.weight"];
@@ -138,7 +169,7 @@ fn the_family_is_told_by_type_then_architecture() {
     ] {
         assert_eq!(groups(Some(known.as_bytes()), &[block]), [Group::Block(Decoder, 0)], "{known}");
     }
-    for unknown in ["", "{", "[]", "null", r#"{"model_type": 3}"#, r#"{"model_type": "gpt2"}"#] {
+    for unknown in ["", "{", "[]", "null", r#"{"model_type": 3}"#, r#"{"model_type": "mamba"}"#] {
         assert_eq!(groups(Some(unknown.as_bytes()), &[block]), [named("model.layers.0")], "{unknown}");
     }
     assert_eq!(groups(None, &[block]), [named("model.layers.0")]);

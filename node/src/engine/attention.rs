@@ -13,7 +13,7 @@ use super::{
     EngineError,
     cache::HeadCache,
     host,
-    kernels::{Block, View, product, softmax},
+    kernels::{Block, View, product, soft_cap, softmax},
     linear::Linear,
     norm::RmsNorm,
     pass::Pass,
@@ -35,11 +35,16 @@ pub(crate) struct Attention {
     pub(crate) output: Linear,
     /// Norms over each head of queries and keys.
     pub(crate) norms: Option<(RmsNorm, RmsNorm)>,
-    pub(crate) rotary: Arc<Rotary>,
+    /// None where positions are in the embedding.
+    pub(crate) rotary: Option<Arc<Rotary>>,
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) window: Option<usize>,
+    /// On scores.
+    pub(crate) scale: f32,
+    /// Between which scores are pressed, where they are.
+    pub(crate) soft_cap: Option<f32>,
     /// Which block's part of the cache is its own.
     pub(crate) block: usize,
 }
@@ -53,10 +58,12 @@ impl Attention {
         if let Some((query_norm, key_norm)) = &self.norms {
             (query, key) = (query_norm.forward(&query)?, key_norm.forward(&key)?);
         }
-        let turns = pass.turns(&self.rotary);
         let (mut query, mut key) = (host::copy(&query)?, host::copy(&key)?);
-        turns.apply(&mut query, self.heads, self.head_dim);
-        turns.apply(&mut key, self.kv_heads, self.head_dim);
+        if let Some(rotary) = &self.rotary {
+            let turns = pass.turns(rotary);
+            turns.apply(&mut query, self.heads, self.head_dim);
+            turns.apply(&mut key, self.kv_heads, self.head_dim);
+        }
         let attended = host::read(&value, |value| self.attend(&query, &key, value, pass))?;
         self.output.forward(&host::tensor(attended, tokens, self.heads * self.head_dim)?)
     }
@@ -136,13 +143,15 @@ impl Attention {
         let count = keys.len();
         let mut scores = vec![0.0; rows * count];
         let key = View::new(&cache.keys()[keys.start * dim..], count, dim, dim);
-        let scale = 1.0 / (dim as f32).sqrt();
-        product(Block::whole(&mut scores, rows, count), query, key.transposed(), scale);
+        product(Block::whole(&mut scores, rows, count), query, key.transposed(), self.scale);
         for (at, scores) in scores.chunks_exact_mut(count).enumerate() {
             let seen = seen(at);
             let seen = seen.start - keys.start..seen.end - keys.start;
             scores[..seen.start].fill(0.0);
             scores[seen.end..].fill(0.0);
+            if let Some(cap) = self.soft_cap {
+                soft_cap(&mut scores[seen.clone()], cap);
+            }
             softmax(&mut scores[seen]);
         }
         let value = View::new(&cache.values()[keys.start * dim..], count, dim, dim);

@@ -48,7 +48,7 @@ pub(crate) struct LatentAttention {
     /// Over the latent.
     pub(crate) norm: RmsNorm,
     /// From the latent to each head's key and value: `heads · (plain + value)` by `latent`.
-    pub(crate) expand: Linear,
+    pub(crate) expand: Matrix,
     pub(crate) output: Linear,
     pub(crate) rotary: Arc<Rotary>,
     pub(crate) shape: LatentShape,
@@ -160,7 +160,7 @@ impl LatentAttention {
         with: impl Fn(usize, &[f32], Block<'_>) + Sync,
     ) -> Result<(), EngineError> {
         let rows = self.shape.plain + self.shape.value;
-        let matrix: &Matrix = self.expand.weight();
+        let matrix = &self.expand;
         blocks.into_par_iter().enumerate().try_for_each(|(head, to)| {
             let mut weight = Vec::with_capacity(rows * self.shape.latent);
             for row in head * rows..(head + 1) * rows {

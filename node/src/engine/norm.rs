@@ -61,3 +61,20 @@ impl RmsNorm {
         host::tensor(y, rows, cols)
     }
 }
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub(crate) enum Norm {
+    Rms(RmsNorm),
+    Layer(LayerNorm),
+}
+
+impl Norm {
+    /// `[tokens, size]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
+        match self {
+            Self::Rms(norm) => norm.forward(x),
+            Self::Layer(norm) => norm.forward(x),
+        }
+    }
+}

@@ -3,7 +3,7 @@
 //! Cheap: weights stay where they are, only norms and biases are widened. So a block can be made
 //! anew in every pass that streams it.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::Device;
 use surf_protocol::Dtype;
@@ -49,6 +49,11 @@ impl<'a> Parts<'a> {
     /// Names that begin with `root`, which ends as it is to end, or is nothing.
     pub(crate) fn under_root(&self, root: &str) -> Self {
         Self { prefix: format!("{}{root}", self.prefix), ..*self }
+    }
+
+    /// Whether there is a tensor called `name`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.tensors.contains_key(&format!("{}{name}", self.prefix))
     }
 
     /// The projection called `name`, from `inputs` to `outputs`.
@@ -105,6 +110,49 @@ impl<'a> Parts<'a> {
         }
     }
 
+    /// Several projections stored as one called `name`, from `inputs` to `outputs`: that whose outputs
+    /// are these `rows`, one run after the other. The weights stay where they are.
+    pub(crate) fn linear_of(
+        &self,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        rows: &[Range<usize>],
+        bias: bool,
+    ) -> Result<Linear, EngineError> {
+        let weight_name = self.name(name, "weight");
+        let raw = self.raw(name, "weight")?;
+        check(&weight_name, raw, &[outputs, inputs])?;
+        without_scales(&weight_name, raw)?;
+        let some = rows_of(&weight_name, raw, rows)?;
+        let weight = matrix(&weight_name, &some, some.shape[0], inputs)?;
+        let bias = match bias {
+            true => {
+                let all = vector(&self.name(name, "bias"), self.raw(name, "bias")?, outputs)?;
+                Some(rows.iter().flat_map(|rows| all[rows.clone()].iter().copied()).collect())
+            }
+            false => None,
+        };
+        Linear::new(weight, bias, self.device)
+    }
+
+    /// A projection with bias that is stored the other way round, as `[inputs, outputs]`: that whose
+    /// outputs are these `columns`.
+    pub(crate) fn linear_along_columns(
+        &self,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        columns: Range<usize>,
+    ) -> Result<Linear, EngineError> {
+        let (weight_name, raw) = (self.name(name, "weight"), self.raw(name, "weight")?);
+        without_scales(&weight_name, raw)?;
+        let weight = matrix(&weight_name, raw, inputs, outputs)?;
+        let bias = vector(&self.name(name, "bias"), self.raw(name, "bias")?, outputs)?;
+        let bias = bias[columns.clone()].into();
+        Linear::along_columns(weight, columns, Some(bias), self.device)
+    }
+
     /// The norm called `name` over `size` elements.
     pub(crate) fn rms_norm(&self, name: &str, size: usize, eps: f64) -> Result<RmsNorm, EngineError> {
         let weight = vector(&self.name(name, "weight"), self.raw(name, "weight")?, size)?;
@@ -116,6 +164,17 @@ impl<'a> Parts<'a> {
         let name = format!("{}{name}", self.prefix);
         let found = self.tensors.tensors.get(&name);
         vector(&name, found.ok_or_else(|| EngineError::tensor(&name, "is missing from its group"))?, size)
+    }
+
+    /// The norm by root mean square called `name` over `size` elements, whose weights are added to one.
+    pub(crate) fn rms_norm_from_one(
+        &self,
+        name: &str,
+        size: usize,
+        eps: f64,
+    ) -> Result<RmsNorm, EngineError> {
+        let weight = vector(&self.name(name, "weight"), self.raw(name, "weight")?, size)?;
+        RmsNorm::new(weight.iter().map(|weight| 1.0 + weight).collect(), eps, self.device)
     }
 
     /// The norm by mean and variance called `name` over `size` elements.
@@ -146,9 +205,7 @@ impl<'a> Parts<'a> {
 
 /// `raw` as a matrix of `rows` by `cols`.
 pub(crate) fn matrix(name: &str, raw: &RawTensor, rows: usize, cols: usize) -> Result<Matrix, EngineError> {
-    if raw.shape != [rows, cols] {
-        return Err(EngineError::tensor(name, format!("is {:?}, not [{rows}, {cols}]", raw.shape)));
-    }
+    check(name, raw, &[rows, cols])?;
     let float = float(name, raw)?;
     Matrix::new(float, rows, cols, raw.pieces.clone())
         .ok_or_else(|| EngineError::tensor(name, "has bytes that do not make up its shape"))
@@ -156,9 +213,7 @@ pub(crate) fn matrix(name: &str, raw: &RawTensor, rows: usize, cols: usize) -> R
 
 /// `raw` as `size` numbers.
 pub(crate) fn vector(name: &str, raw: &RawTensor, size: usize) -> Result<Arc<[f32]>, EngineError> {
-    if raw.shape != [size] {
-        return Err(EngineError::tensor(name, format!("is {:?}, not [{size}]", raw.shape)));
-    }
+    check(name, raw, &[size])?;
     values(name, raw)
 }
 
@@ -172,6 +227,47 @@ fn values(name: &str, raw: &RawTensor) -> Result<Arc<[f32]>, EngineError> {
     let matrix =
         matrix.ok_or_else(|| EngineError::tensor(name, "has bytes that do not make up its shape"))?;
     Ok(matrix.runs(rows).iter().flat_map(|run| run.with_f32(<[f32]>::to_vec)).collect())
+}
+
+fn check(name: &str, raw: &RawTensor, shape: &[usize]) -> Result<(), EngineError> {
+    if raw.shape == shape {
+        return Ok(());
+    }
+    Err(EngineError::tensor(name, format!("is {:?}, not {shape:?}", raw.shape)))
+}
+
+/// Refuses what has scales beside it, where they are not looked for.
+fn without_scales(name: &str, raw: &RawTensor) -> Result<(), EngineError> {
+    match raw.dtype {
+        Dtype::F8E4M3 | Dtype::F8E5M2 => {
+            Err(EngineError::tensor(name, "is several projections in float8, which is not supported"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// These rows of `raw`, one run after the other, where they are.
+fn rows_of(name: &str, raw: &RawTensor, rows: &[Range<usize>]) -> Result<RawTensor, EngineError> {
+    let bytes: usize = raw.pieces.iter().map(|piece| piece.len()).sum();
+    let row_bytes = bytes / raw.shape[0].max(1);
+    if row_bytes == 0 || raw.pieces.iter().any(|piece| !piece.len().is_multiple_of(row_bytes)) {
+        return Err(EngineError::tensor(name, "has bytes that do not make up its shape"));
+    }
+    let mut pieces = Vec::new();
+    for rows in rows {
+        let mut first = 0;
+        for piece in &raw.pieces {
+            let end = first + piece.len() / row_bytes;
+            let (from, to) = (rows.start.max(first), rows.end.min(end));
+            if from < to {
+                pieces.push(piece.slice((from - first) * row_bytes..(to - first) * row_bytes));
+            }
+            first = end;
+        }
+    }
+    let mut shape = raw.shape.clone();
+    shape[0] = rows.iter().map(|rows| rows.len()).sum();
+    Ok(RawTensor { shape, pieces, ..*raw })
 }
 
 fn float(name: &str, raw: &RawTensor) -> Result<Float, EngineError> {

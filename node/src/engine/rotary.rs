@@ -12,8 +12,11 @@ mod tests;
 
 use std::{borrow::Cow, ops::Range};
 
-use self::scaling::Settings;
+use self::scaling::{Scaled, Settings};
 use super::{EngineError, fields::Fields};
+
+/// Positions that are told apart. Beyond it, f32 has no room for their digits.
+const CONTEXT_MAX: f64 = 16_777_216.0;
 
 /// How the pairs of one head are turned.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +25,8 @@ pub(crate) struct Rotary {
     /// On cosines and sines.
     scale: f32,
     pairing: Pairing,
+    /// Tokens up to which it was made to go, where that is told apart from the model's context.
+    reach: Option<f64>,
 }
 
 /// Which two elements of a head are turned together.
@@ -73,35 +78,40 @@ pub(crate) struct Turns {
     pairing: Pairing,
 }
 
+impl Spelling<'_> {
+    /// That of Llama, and of most others.
+    pub(crate) const DEFAULT: Spelling<'static> = Spelling {
+        theta: ("rope_theta", 10_000.0),
+        share: ("partial_rotary_factor", 1.0),
+        layer_type: None,
+        scaled: true,
+        original: None,
+        longrope: &["longrope"],
+        pairing: Pairing::Halves,
+    };
+}
+
 impl Default for Spelling<'_> {
     fn default() -> Self {
-        Self {
-            theta: ("rope_theta", 10_000.0),
-            share: ("partial_rotary_factor", 1.0),
-            layer_type: None,
-            scaled: true,
-            original: None,
-            longrope: &["longrope"],
-            pairing: Pairing::Halves,
-        }
+        Self::DEFAULT
     }
 }
 
 impl Rotary {
     /// From `rope_parameters`, as transformers 5 writes it, or from `rope_theta` and `rope_scaling`,
-    /// for heads of `head_dim`.
-    pub(crate) fn read(fields: &Fields<'_>, head_dim: usize) -> Result<Self, EngineError> {
-        Self::spelled(fields, head_dim, &Spelling::default())
-    }
-
-    /// The same, for a family that writes them in its own way.
-    pub(crate) fn spelled(
+    /// for heads of `head_dim`, in the words of a family.
+    pub(crate) fn read(
         fields: &Fields<'_>,
         head_dim: usize,
         spelling: &Spelling<'_>,
     ) -> Result<Self, EngineError> {
-        let (speeds, scale) = Settings::read(fields, head_dim, spelling)?.speeds()?;
-        Ok(Self { speeds, scale: scale as f32, pairing: spelling.pairing })
+        let Scaled { speeds, scale, reach } = Settings::read(fields, head_dim, spelling)?.scaled()?;
+        Ok(Self { speeds, scale: scale as f32, pairing: spelling.pairing, reach })
+    }
+
+    /// How many tokens there may be, if a model says that it is made for `context`.
+    pub(crate) fn context(&self, context: usize) -> usize {
+        self.reach.map_or(context, |reach| context.max(reach.min(CONTEXT_MAX) as usize))
     }
 
     /// Cosines and sines for runs of positions, each in a sequence of so many tokens.

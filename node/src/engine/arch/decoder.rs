@@ -1,22 +1,28 @@
-//! The decoder that Llama made common: RMS norms before attention and a gated MLP, rotary positions,
-//! grouped queries. Its descendants differ in biases, in norms of queries and keys, and in windows.
+//! The decoder that Llama made common: norms before attention and a gated MLP, rotary positions,
+//! grouped queries. Its descendants differ in biases, in further norms, in windows, in what is capped,
+//! and in which matrices are stored as one.
 
-use std::sync::Arc;
-
-use candle_core::Tensor;
-use surf_protocol::{Group, Stack};
+use std::{ops::Range, sync::Arc};
 
 use super::{
-    Architecture, Kind, Layer, Shape, Step, Tables,
-    mixture::{FeedForward, MixtureShape},
+    Architecture,
+    block::{Attending, Block, FeedForward, NormKind},
+    mixture::MixtureShape,
+    options,
+    stack::{Blocks, Frame, NAMES, Stack},
 };
 use crate::engine::{
-    EngineError, attention::Attention, cache::CacheShape, fields::Fields, kernels::Activation,
-    linear::Linear, mlp::GatedMlp, norm::RmsNorm, parts::Parts, pass::Pass, rotary::Rotary,
+    EngineError,
+    attention::Attention,
+    cache::CacheShape,
+    fields::Fields,
+    kernels::Activation,
+    linear::Linear,
+    mlp::GatedMlp,
+    norm::{Norm, RmsNorm},
+    parts::Parts,
+    rotary::{Rotary, Spelling},
 };
-
-/// The input embedding, and the output projection where both are one.
-const TABLE: &str = "model.embed_tokens";
 
 /// A decoder's structure.
 #[derive(Clone, Debug)]
@@ -41,6 +47,8 @@ pub(super) struct Decoder {
 pub(super) struct Variant {
     /// What each block sees: so many tokens, or everything before it. Empty for everything.
     pub(super) windows: Vec<Option<usize>>,
+    /// Which blocks turn positions in another way, and how.
+    pub(super) local: Option<(Vec<bool>, Arc<Rotary>)>,
     /// Whether queries, keys and values have biases.
     pub(super) qkv_bias: bool,
     /// Whether attention's output has one.
@@ -51,48 +59,75 @@ pub(super) struct Variant {
     pub(super) qk_norm: bool,
     /// The experts that blocks have instead of an MLP.
     pub(super) mixture: Option<Arc<MixtureShape>>,
+    /// Whether queries, keys and values are stored as one matrix, and the MLP's gate and what it
+    /// gates as another.
+    pub(super) fused: bool,
+    /// What Gemma does in another way.
+    pub(super) gemma: Option<Gemma>,
 }
 
-/// What a configuration that does not say means.
+/// Norms that are stored as what is added to one, and stand behind attention and MLP too; an embedding
+/// scaled by the square root of its size; scores scaled and capped in another way.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Defaults {
+pub(super) struct Gemma {
+    /// Scores are divided by its root.
+    pub(super) query_scalar: f64,
+    pub(super) score_cap: Option<f32>,
+    pub(super) logit_cap: Option<f32>,
+}
+
+/// How a configuration is read: the names that differ, and what is meant where it does not say.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading<'a> {
     pub(super) context: usize,
     /// Else the hidden size shared among the heads.
     pub(super) head_dim: Option<usize>,
+    pub(super) eps: f64,
+    pub(super) activation: (&'a str, &'a str),
+    pub(super) tied: bool,
+    pub(super) rotary: Spelling<'a>,
+}
+
+impl Default for Reading<'_> {
+    fn default() -> Self {
+        Self {
+            context: 2048,
+            head_dim: None,
+            eps: 1e-6,
+            activation: ("hidden_act", "silu"),
+            tied: false,
+            rotary: Spelling::default(),
+        }
+    }
 }
 
 impl Decoder {
     /// What all descendants have in common.
-    pub(super) fn read(fields: &Fields<'_>, defaults: Defaults) -> Result<Self, EngineError> {
+    pub(super) fn read(fields: &Fields<'_>, reading: &Reading<'_>) -> Result<Self, EngineError> {
         let hidden = fields.count("hidden_size", 1..=1 << 16)?;
         let heads = fields.count("num_attention_heads", 1..=1024)?;
         let kv_heads = fields.count_if("num_key_value_heads", 1..=1024)?.unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {
             return Err(fields.invalid("num_key_value_heads", format!("does not divide {heads} heads")));
         }
-        let head_dim = match fields.count_if("head_dim", 2..=1024)?.or(defaults.head_dim) {
+        let head_dim = match fields.count_if("head_dim", 2..=1024)?.or(reading.head_dim) {
             Some(head_dim) => head_dim,
-            None if hidden.is_multiple_of(heads) && heads < hidden => hidden / heads,
-            None => return Err(fields.invalid("num_attention_heads", format!("does not divide {hidden}"))),
+            None => options::head_dim(fields, "num_attention_heads", hidden, heads)?,
         };
-        if !head_dim.is_multiple_of(2) {
-            return Err(fields.invalid("head_dim", format!("is {head_dim}; it must be even")));
-        }
-        let activation = fields.text("hidden_act")?.unwrap_or("silu");
+        let rotary = Arc::new(Rotary::read(fields, head_dim, &reading.rotary)?);
+        let context = fields.count_if("max_position_embeddings", 1..=1 << 24)?.unwrap_or(reading.context);
         Ok(Self {
             vocab: fields.count("vocab_size", 1..=1 << 22)?,
-            context: fields.count_if("max_position_embeddings", 1..=1 << 24)?.unwrap_or(defaults.context),
+            context: rotary.context(context),
             hidden,
             intermediate: fields.count("intermediate_size", 1..=1 << 20)?,
             heads,
             kv_heads,
             head_dim,
-            eps: eps(fields)?,
-            activation: Activation::named(activation).ok_or_else(|| {
-                fields.invalid("hidden_act", format!("is {activation:?}, which is not known"))
-            })?,
-            rotary: Arc::new(Rotary::read(fields, head_dim)?),
-            tied: fields.flag("tie_word_embeddings")?.unwrap_or(false),
+            eps: options::eps(fields, "rms_norm_eps", reading.eps)?,
+            activation: options::activation(fields, reading.activation.0, reading.activation.1)?,
+            rotary,
+            tied: fields.flag("tie_word_embeddings")?.unwrap_or(reading.tied),
             blocks: fields.count("num_hidden_layers", 1..=1024)?,
             variant: Variant::default(),
         })
@@ -123,138 +158,145 @@ impl Decoder {
         self.activation
     }
 
-    /// As this descendant.
-    pub(super) fn boxed(self, variant: Variant) -> Box<dyn Architecture> {
-        Box::new(Self { variant, ..self })
+    /// Elements of one head.
+    pub(super) fn head_dim(&self) -> usize {
+        self.head_dim
     }
 
-    fn block(&self, index: usize, parts: &Parts<'_>) -> Result<Block, EngineError> {
-        let block = parts.under(&format!("model.layers.{index}"));
-        let attention = block.under("self_attn");
-        let (hidden, dim) = (self.hidden, self.head_dim);
+    /// As this descendant.
+    pub(super) fn boxed(self, variant: Variant) -> Box<dyn Architecture> {
+        self.boxed_under("model.", variant)
+    }
+
+    /// The same, as this descendant.
+    pub(super) fn with(self, variant: Variant) -> Self {
+        Self { variant, ..self }
+    }
+
+    /// As this descendant, with `root` before all names.
+    pub(super) fn boxed_under(self, root: &'static str, variant: Variant) -> Box<dyn Architecture> {
+        let decoder = self.with(variant);
+        Box::new(Stack { frame: decoder.frame(root), blocks: Box::new(decoder) })
+    }
+
+    /// Everything but the blocks.
+    pub(super) fn frame(&self, root: &'static str) -> Frame {
+        let gemma = self.variant.gemma;
+        Frame {
+            vocab: self.vocab,
+            context: self.context,
+            hidden: self.hidden,
+            cache: CacheShape { blocks: self.blocks, heads: self.kv_heads, elements: 2 * self.head_dim },
+            tied: self.tied,
+            norm: self.norm(),
+            scale: gemma.map(|_| (self.hidden as f64).sqrt()),
+            soft_cap: gemma.and_then(|gemma| gemma.logit_cap),
+            names: &NAMES,
+            root,
+        }
+    }
+
+    fn norm(&self) -> NormKind {
+        match self.variant.gemma {
+            Some(_) => NormKind::RmsFromOne(self.eps),
+            None => NormKind::Rms(self.eps),
+        }
+    }
+
+    /// Attention of block `index`.
+    fn attention(&self, index: usize, parts: &Parts<'_>) -> Result<Attention, EngineError> {
+        let (variant, dim) = (&self.variant, self.head_dim);
         let (width, kv_width) = (self.heads * dim, self.kv_heads * dim);
-        let head_norm = |name| attention.rms_norm(name, dim, self.eps);
-        Ok(Block {
-            before_attention: block.rms_norm("input_layernorm", hidden, self.eps)?,
-            attention: Attention {
-                query: attention.linear("q_proj", hidden, width, self.variant.qkv_bias)?,
-                key: attention.linear("k_proj", hidden, kv_width, self.variant.qkv_bias)?,
-                value: attention.linear("v_proj", hidden, kv_width, self.variant.qkv_bias)?,
-                output: attention.linear("o_proj", width, hidden, self.variant.output_bias)?,
-                norms: if self.variant.qk_norm {
-                    Some((head_norm("q_norm")?, head_norm("k_norm")?))
-                } else {
-                    None
-                },
-                rotary: Arc::clone(&self.rotary),
-                heads: self.heads,
-                kv_heads: self.kv_heads,
-                head_dim: dim,
-                window: self.variant.windows.get(index).copied().flatten(),
-                block: index,
+        let widths = [("q_proj", width), ("k_proj", kv_width), ("v_proj", kv_width)];
+        let [query, key, value] = self.side_by_side(parts, "qkv_proj", widths, variant.qkv_bias)?;
+        let rotary = match &variant.local {
+            Some((blocks, local)) if blocks[index] => local,
+            _ => &self.rotary,
+        };
+        let gemma = variant.gemma;
+        Ok(Attention {
+            query,
+            key,
+            value,
+            output: parts.linear("o_proj", width, self.hidden, variant.output_bias)?,
+            norms: if variant.qk_norm {
+                Some((self.head_norm(parts, "q_norm")?, self.head_norm(parts, "k_norm")?))
+            } else {
+                None
             },
-            before_mlp: block.rms_norm("post_attention_layernorm", hidden, self.eps)?,
-            feed_forward: self.feed_forward(index, &block)?,
+            rotary: Some(Arc::clone(rotary)),
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: dim,
+            window: variant.windows.get(index).copied().flatten(),
+            scale: gemma.map_or(dim as f64, |gemma| gemma.query_scalar).powf(-0.5) as f32,
+            soft_cap: gemma.and_then(|gemma| gemma.score_cap),
+            block: index,
         })
     }
 
-    fn feed_forward(&self, index: usize, block: &Parts<'_>) -> Result<FeedForward, EngineError> {
+    fn head_norm(&self, parts: &Parts<'_>, name: &str) -> Result<RmsNorm, EngineError> {
+        match self.variant.gemma {
+            Some(_) => parts.rms_norm_from_one(name, self.head_dim, self.eps),
+            None => parts.rms_norm(name, self.head_dim, self.eps),
+        }
+    }
+
+    /// Projections of what the block sees: each by its own name, or all rows of `fused`.
+    fn side_by_side<const N: usize>(
+        &self,
+        parts: &Parts<'_>,
+        fused: &str,
+        outputs: [(&str, usize); N],
+        bias: bool,
+    ) -> Result<[Linear; N], EngineError> {
+        let all = outputs.iter().map(|(_, width)| width).sum();
+        let mut first = 0;
+        let mut linears = Vec::with_capacity(N);
+        for (name, width) in outputs {
+            let rows: Range<usize> = first..first + width;
+            first = rows.end;
+            linears.push(match self.variant.fused {
+                true => parts.linear_of(fused, self.hidden, all, &[rows], bias)?,
+                false => parts.linear(name, self.hidden, width, bias)?,
+            });
+        }
+        Ok(linears.try_into().expect("one for each of N names"))
+    }
+
+    /// What stands behind attention in block `index`, whose parts these are.
+    pub(super) fn feed_forward(&self, index: usize, block: &Parts<'_>) -> Result<FeedForward, EngineError> {
         if let Some(mixture) = self.variant.mixture.as_ref().filter(|mixture| mixture.is_in(index)) {
             return Ok(FeedForward::Mixture(Box::new(mixture.layer(index as u32, block)?)));
         }
-        let (mlp, hidden, bias) = (block.under("mlp"), self.hidden, self.variant.mlp_bias);
-        Ok(FeedForward::Dense(GatedMlp {
-            gate: mlp.linear("gate_proj", hidden, self.intermediate, bias)?,
-            up: mlp.linear("up_proj", hidden, self.intermediate, bias)?,
-            down: mlp.linear("down_proj", self.intermediate, hidden, bias)?,
-            activation: self.activation,
-        }))
+        let mlp = block.under("mlp");
+        let (inner, bias) = (self.intermediate, self.variant.mlp_bias);
+        let [gate, up] =
+            self.side_by_side(&mlp, "gate_up_proj", [("gate_proj", inner), ("up_proj", inner)], bias)?;
+        let down = mlp.linear("down_proj", inner, self.hidden, bias)?;
+        Ok(FeedForward::Gated(GatedMlp { gate, up, down, activation: self.activation }))
     }
 }
 
-impl Architecture for Decoder {
-    fn shape(&self) -> Shape {
-        let cache = CacheShape { blocks: self.blocks, heads: self.kv_heads, elements: 2 * self.head_dim };
-        Shape { vocab: self.vocab, context: self.context, cache, kind: Kind::Causal }
-    }
-
-    fn steps(&self) -> Vec<Step> {
-        let block = |index| Step { group: Group::Block(Stack::Decoder, index as u32), head: false };
-        let mut steps: Vec<Step> = (0..self.blocks).map(block).collect();
-        steps.push(Step { group: Group::Head, head: true });
-        if self.tied {
-            steps.push(Step { group: Group::Embed, head: true });
-        }
-        steps
-    }
-
-    fn embed(&self, tables: &mut dyn Tables, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
-        tables.rows(&format!("{TABLE}.weight"), &pass.tokens, self.hidden)
-    }
-
-    fn layer(&self, step: &Step, parts: &Parts<'_>) -> Result<Box<dyn Layer>, EngineError> {
-        match &step.group {
-            Group::Block(Stack::Decoder, index) => Ok(Box::new(self.block(*index as usize, parts)?)),
-            Group::Head => {
-                let norm = parts.rms_norm("model.norm", self.hidden, self.eps)?;
-                let projection = match self.tied {
-                    true => None,
-                    false => Some(parts.linear("lm_head", self.hidden, self.vocab, false)?),
-                };
-                Ok(Box::new(Head { norm: Some(norm), projection }))
-            }
-            Group::Embed => {
-                let projection = Some(parts.linear(TABLE, self.hidden, self.vocab, false)?);
-                Ok(Box::new(Head { norm: None, projection }))
-            }
-            other => Err(EngineError::NoGroup(other.clone())),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Block {
-    before_attention: RmsNorm,
-    attention: Attention,
-    before_mlp: RmsNorm,
-    feed_forward: FeedForward,
-}
-
-impl Layer for Block {
-    fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, EngineError> {
-        let x = (x + self.attention.forward(&self.before_attention.forward(x)?, pass)?)?;
-        let y = self.feed_forward.forward(&self.before_mlp.forward(&x)?, &x, pass)?;
-        Ok((x + y)?)
-    }
-
-    fn likely(&self, x: &Tensor) -> Result<Vec<Group>, EngineError> {
-        self.feed_forward.likely(&self.before_mlp, x)
-    }
-}
-
-/// The final norm, the projection to logits, or both.
-#[derive(Debug)]
-struct Head {
-    norm: Option<RmsNorm>,
-    projection: Option<Linear>,
-}
-
-impl Layer for Head {
-    fn forward(&self, x: &Tensor, _: &mut Pass<'_>) -> Result<Tensor, EngineError> {
-        let x = match &self.norm {
-            Some(norm) => norm.forward(x)?,
-            None => x.clone(),
+impl Blocks for Decoder {
+    fn block(&self, index: usize, parts: &Parts<'_>) -> Result<Block, EngineError> {
+        let norm = |name| self.norm().read(parts, name, self.hidden);
+        let behind = |name| -> Result<Option<Norm>, EngineError> {
+            self.variant.gemma.map(|_| norm(name)).transpose()
         };
-        match &self.projection {
-            Some(projection) => projection.forward(&x),
-            None => Ok(x),
-        }
-    }
-}
-
-fn eps(fields: &Fields<'_>) -> Result<f64, EngineError> {
-    match fields.real("rms_norm_eps")?.unwrap_or(1e-6) {
-        eps if (0.0..1.0).contains(&eps) => Ok(eps),
-        _ => Err(fields.invalid("rms_norm_eps", "must be from 0 to 1")),
+        // What Llama calls after attention is before the MLP; Gemma takes the name at its word.
+        let before_mlp = match self.variant.gemma {
+            Some(_) => "pre_feedforward_layernorm",
+            None => "post_attention_layernorm",
+        };
+        Ok(Block {
+            before_attention: norm("input_layernorm")?,
+            attention: Attending::Here(self.attention(index, &parts.under("self_attn"))?),
+            after_attention: behind("post_attention_layernorm")?,
+            before_mlp: norm(before_mlp)?,
+            mlp: self.feed_forward(index, parts)?,
+            after_mlp: behind("post_feedforward_layernorm")?,
+            parallel: false,
+        })
     }
 }

@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
-use surf_protocol::{Group, Stack};
-
 use super::{
-    Architecture, Layer, Shape, Step, Tables,
-    decoder::{Decoder, Defaults, Variant},
-    mixture::{self, FeedForward, MixtureShape, SharedShape},
+    Architecture,
+    block::{Attending, Block, NormKind},
+    decoder::{Decoder, Reading, Variant},
+    mixture::{self, MixtureShape, SharedShape},
+    stack::{Blocks, Frame, Stack},
 };
 use crate::engine::{
     EngineError,
@@ -17,10 +16,7 @@ use crate::engine::{
     experts::ExpertShape,
     fields::Fields,
     latent::{LatentAttention, LatentShape, Query},
-    mlp::GatedMlp,
-    norm::RmsNorm,
     parts::Parts,
-    pass::Pass,
     rotary::{Pairing, Rotary, Spelling},
     router::{Groups, Routing, Scoring},
 };
@@ -41,18 +37,13 @@ struct Version {
 
 #[derive(Debug)]
 struct DeepSeek {
-    /// What is as in Llama: embedding and head.
-    ends: Box<dyn Architecture>,
-    hidden: usize,
-    intermediate: usize,
-    eps: f64,
-    blocks: usize,
+    /// What is as in Llama: all but attention.
+    decoder: Decoder,
     attention: LatentShape,
     /// Elements of the queries' own latent, if they have one.
     query_latent: Option<usize>,
     bias: bool,
     rotary: Arc<Rotary>,
-    mixture: MixtureShape,
 }
 
 pub(super) fn read_v2(fields: &Fields<'_>) -> Result<Box<dyn Architecture>, EngineError> {
@@ -99,29 +90,31 @@ fn read(fields: &Fields<'_>, version: Version) -> Result<Box<dyn Architecture>, 
     if !turned.is_multiple_of(2) {
         return Err(fields.invalid("qk_rope_head_dim", format!("is {turned}; it must be even")));
     }
-    let decoder = Decoder::read(fields, Defaults { context: version.context, head_dim: Some(turned) })?;
+    let rotary = Spelling { pairing: version.pairing, ..Spelling::DEFAULT };
+    let reading = Reading { context: version.context, head_dim: Some(turned), rotary, ..Reading::default() };
+    let decoder = Decoder::read(fields, &reading)?;
     let plain = size("qk_nope_head_dim")?;
     let scale = 1.0 / ((plain + turned) as f64).sqrt() * score_scale(fields)?;
-    let spelling = Spelling { pairing: version.pairing, ..Spelling::default() };
-    Ok(Box::new(DeepSeek {
-        hidden: decoder.hidden(),
-        intermediate: decoder.intermediate(),
-        eps: decoder.eps(),
-        blocks: decoder.blocks(),
-        attention: LatentShape {
-            heads: fields.count("num_attention_heads", 1..=1024)?,
-            latent: size("kv_lora_rank")?,
-            plain,
-            turned,
-            value: size("v_head_dim")?,
-            scale: scale as f32,
-        },
+    let attention = LatentShape {
+        heads: fields.count("num_attention_heads", 1..=1024)?,
+        latent: size("kv_lora_rank")?,
+        plain,
+        turned,
+        value: size("v_head_dim")?,
+        scale: scale as f32,
+    };
+    let mixture = Some(Arc::new(mixture(fields, &decoder, &version)?));
+    let decoder = decoder.with(Variant { mixture, ..Variant::default() });
+    let cache = CacheShape { blocks: decoder.blocks(), heads: 1, elements: attention.kept() };
+    let frame = Frame { cache, ..decoder.frame("model.") };
+    let blocks = DeepSeek {
+        decoder,
+        attention,
         query_latent: fields.count_if("q_lora_rank", 1..=1 << 16)?,
         bias: fields.flag("attention_bias")?.unwrap_or(false),
-        rotary: Arc::new(Rotary::spelled(fields, turned, &spelling)?),
-        mixture: mixture(fields, &decoder, &version)?,
-        ends: decoder.boxed(Variant::default()),
-    }))
+        rotary: Arc::new(Rotary::read(fields, turned, &rotary)?),
+    };
+    Ok(Box::new(Stack { frame, blocks: Box::new(blocks) }))
 }
 
 fn mixture(fields: &Fields<'_>, decoder: &Decoder, version: &Version) -> Result<MixtureShape, EngineError> {
@@ -174,89 +167,43 @@ fn score_scale(fields: &Fields<'_>) -> Result<f64, EngineError> {
     Ok((0.1 * all * factor.ln() + 1.0).powi(2))
 }
 
+impl Blocks for DeepSeek {
+    fn block(&self, index: usize, parts: &Parts<'_>) -> Result<Block, EngineError> {
+        let norm = |name| NormKind::Rms(self.decoder.eps()).read(parts, name, self.decoder.hidden());
+        Ok(Block {
+            before_attention: norm("input_layernorm")?,
+            attention: Attending::Latent(self.attention(index, &parts.under("self_attn"))?),
+            after_attention: None,
+            before_mlp: norm("post_attention_layernorm")?,
+            mlp: self.decoder.feed_forward(index, parts)?,
+            after_mlp: None,
+            parallel: false,
+        })
+    }
+}
+
 impl DeepSeek {
-    fn block(&self, index: u32, parts: &Parts<'_>) -> Result<Block, EngineError> {
-        let block = parts.under(&format!("model.layers.{index}"));
-        let (attention, shape) = (block.under("self_attn"), self.attention);
-        let (hidden, width) = (self.hidden, shape.heads * shape.query());
+    fn attention(&self, block: usize, parts: &Parts<'_>) -> Result<LatentAttention, EngineError> {
+        let (shape, hidden) = (self.attention, self.decoder.hidden());
+        let width = shape.heads * shape.query();
         let query = match self.query_latent {
-            None => Query::Direct(attention.linear("q_proj", hidden, width, false)?),
+            None => Query::Direct(parts.linear("q_proj", hidden, width, false)?),
             Some(latent) => Query::Through(
-                attention.linear("q_a_proj", hidden, latent, self.bias)?,
-                attention.rms_norm("q_a_layernorm", latent, LATENT_EPS)?,
-                attention.linear("q_b_proj", latent, width, false)?,
+                parts.linear("q_a_proj", hidden, latent, self.bias)?,
+                parts.rms_norm("q_a_layernorm", latent, LATENT_EPS)?,
+                parts.linear("q_b_proj", latent, width, false)?,
             ),
         };
         let expanded = shape.heads * (shape.plain + shape.value);
-        Ok(Block {
-            before_attention: block.rms_norm("input_layernorm", hidden, self.eps)?,
-            attention: LatentAttention {
-                query,
-                compress: attention.linear("kv_a_proj_with_mqa", hidden, shape.kept(), self.bias)?,
-                norm: attention.rms_norm("kv_a_layernorm", shape.latent, LATENT_EPS)?,
-                expand: attention.linear("kv_b_proj", shape.latent, expanded, false)?,
-                output: attention.linear("o_proj", shape.heads * shape.value, hidden, self.bias)?,
-                rotary: Arc::clone(&self.rotary),
-                shape,
-                block: index as usize,
-            },
-            before_mlp: block.rms_norm("post_attention_layernorm", hidden, self.eps)?,
-            feed_forward: self.feed_forward(index, &block)?,
+        Ok(LatentAttention {
+            query,
+            compress: parts.linear("kv_a_proj_with_mqa", hidden, shape.kept(), self.bias)?,
+            norm: parts.rms_norm("kv_a_layernorm", shape.latent, LATENT_EPS)?,
+            expand: parts.matrix("kv_b_proj", expanded, shape.latent)?,
+            output: parts.linear("o_proj", shape.heads * shape.value, hidden, self.bias)?,
+            rotary: Arc::clone(&self.rotary),
+            shape,
+            block,
         })
-    }
-
-    fn feed_forward(&self, index: u32, block: &Parts<'_>) -> Result<FeedForward, EngineError> {
-        if self.mixture.is_in(index as usize) {
-            return Ok(FeedForward::Mixture(Box::new(self.mixture.layer(index, block)?)));
-        }
-        let mlp = block.under("mlp");
-        Ok(FeedForward::Dense(GatedMlp {
-            gate: mlp.linear("gate_proj", self.hidden, self.intermediate, false)?,
-            up: mlp.linear("up_proj", self.hidden, self.intermediate, false)?,
-            down: mlp.linear("down_proj", self.intermediate, self.hidden, false)?,
-            activation: self.mixture.experts.activation,
-        }))
-    }
-}
-
-#[derive(Debug)]
-struct Block {
-    before_attention: RmsNorm,
-    attention: LatentAttention,
-    before_mlp: RmsNorm,
-    feed_forward: FeedForward,
-}
-
-impl Layer for Block {
-    fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, EngineError> {
-        let x = (x + self.attention.forward(&self.before_attention.forward(x)?, pass)?)?;
-        let y = self.feed_forward.forward(&self.before_mlp.forward(&x)?, &x, pass)?;
-        Ok((x + y)?)
-    }
-
-    fn likely(&self, x: &Tensor) -> Result<Vec<Group>, EngineError> {
-        self.feed_forward.likely(&self.before_mlp, x)
-    }
-}
-
-impl Architecture for DeepSeek {
-    fn shape(&self) -> Shape {
-        let cache = CacheShape { blocks: self.blocks, heads: 1, elements: self.attention.kept() };
-        Shape { cache, ..self.ends.shape() }
-    }
-
-    fn steps(&self) -> Vec<Step> {
-        self.ends.steps()
-    }
-
-    fn embed(&self, tables: &mut dyn Tables, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
-        self.ends.embed(tables, pass)
-    }
-
-    fn layer(&self, step: &Step, parts: &Parts<'_>) -> Result<Box<dyn Layer>, EngineError> {
-        match &step.group {
-            Group::Block(Stack::Decoder, index) => Ok(Box::new(self.block(*index, parts)?)),
-            _ => self.ends.layer(step, parts),
-        }
     }
 }

@@ -2,17 +2,14 @@
 
 use super::{
     Architecture,
-    decoder::{Decoder, Defaults, Variant},
+    decoder::{Decoder, Reading, Variant},
+    options,
 };
 use crate::engine::{EngineError, fields::Fields};
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<Box<dyn Architecture>, EngineError> {
-    let decoder = Decoder::read(fields, Defaults { context: 1 << 17, head_dim: None })?;
+    let decoder = Decoder::read(fields, &Reading { context: 1 << 17, ..Reading::default() })?;
     // `null` is no window; a configuration that does not say means the first Mistral's.
-    let window = match fields.has("sliding_window") {
-        true => fields.count_if("sliding_window", 1..=1 << 24)?,
-        false => Some(4096),
-    };
-    let windows = vec![window; decoder.blocks()];
+    let windows = vec![options::window(fields, Some(4096))?; decoder.blocks()];
     Ok(decoder.boxed(Variant { windows, ..Variant::default() }))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Architecture,
-    decoder::{Decoder, Defaults, Variant},
+    decoder::{Decoder, Reading, Variant},
     mixture::{self, MixtureShape},
 };
 use crate::engine::{
@@ -15,7 +15,7 @@ use crate::engine::{
 };
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<Box<dyn Architecture>, EngineError> {
-    let decoder = Decoder::read(fields, Defaults { context: 1 << 17, head_dim: None })?;
+    let decoder = Decoder::read(fields, &Reading { context: 1 << 17, ..Reading::default() })?;
     let window = fields.count_if("sliding_window", 1..=1 << 24)?;
     let (experts, taken) = mixture::counts(fields, &["num_local_experts", "num_experts"])?;
     let mixture = MixtureShape {

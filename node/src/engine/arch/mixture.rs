@@ -1,25 +1,13 @@
 //! What families with routed experts have in common: which blocks have them, and how they are named.
 
-use candle_core::Tensor;
-use surf_protocol::Group;
-
 use crate::engine::{
     EngineError,
     experts::{ExpertShape, Mixture, Shared},
     fields::Fields,
     mlp::GatedMlp,
-    norm::RmsNorm,
     parts::Parts,
-    pass::Pass,
     router::{EXPERTS_MAX, Router, Routing},
 };
-
-/// What a block does after its attention.
-#[derive(Debug)]
-pub(super) enum FeedForward {
-    Dense(GatedMlp),
-    Mixture(Box<Mixture>),
-}
 
 /// Experts in place of MLPs.
 #[derive(Clone, Debug)]
@@ -43,29 +31,6 @@ pub(super) struct SharedShape {
     pub(super) intermediate: usize,
     /// What the projection is called that says how much of it each token takes.
     pub(super) gate: Option<&'static str>,
-}
-
-impl FeedForward {
-    /// From `[tokens, hidden]` to the same. `before` is what `x` was before its norm.
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        before: &Tensor,
-        pass: &mut Pass<'_>,
-    ) -> Result<Tensor, EngineError> {
-        match self {
-            Self::Dense(mlp) => mlp.forward(x),
-            Self::Mixture(mixture) => mixture.forward(x, before, pass),
-        }
-    }
-
-    /// The experts that would be chosen for `x`, of which `norm` is taken first.
-    pub(super) fn likely(&self, norm: &RmsNorm, x: &Tensor) -> Result<Vec<Group>, EngineError> {
-        match self {
-            Self::Dense(_) => Ok(Vec::new()),
-            Self::Mixture(mixture) => mixture.likely(&norm.forward(x)?),
-        }
-    }
 }
 
 impl MixtureShape {

@@ -5,19 +5,27 @@
 //! describing it in a file here and naming it in [`SUPPORTED`].
 
 mod bert;
+mod block;
 mod decoder;
 mod deepseek;
 mod distilbert;
 mod encoder;
+mod gemma2;
+mod gemma3;
+mod gpt2;
+mod gpt_neox;
 mod llama;
 mod mistral;
 mod mixtral;
 mod mixture;
+mod options;
+mod phi3;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod roberta;
+mod stack;
 mod t5;
 
 #[cfg(test)]
@@ -34,12 +42,14 @@ use super::{EngineError, cache::CacheShape, fields::Fields, files::Files, parts:
 type Read = fn(&Fields<'_>) -> Result<Box<dyn Architecture>, EngineError>;
 
 /// By `model_type`.
-const SUPPORTED: [(&str, Read); 9] = [
+const SUPPORTED: [(&str, Read); 11] = [
     ("deepseek_v2", deepseek::read_v2),
     ("deepseek_v3", deepseek::read_v3),
+    ("gemma2", gemma2::read),
     ("llama", llama::read),
     ("mistral", mistral::read),
     ("mixtral", mixtral::read),
+    ("phi3", phi3::read),
     ("qwen2", qwen2::read),
     ("qwen2_moe", qwen2_moe::read),
     ("qwen3", qwen3::read),
@@ -51,9 +61,13 @@ const SUPPORTED: [(&str, Read); 9] = [
 type ReadNamed = fn(&Fields<'_>, &Manifest) -> Result<Box<dyn Architecture>, EngineError>;
 
 /// The same for these, by `model_type`.
-const SUPPORTED_NAMED: [(&str, ReadNamed); 5] = [
+const SUPPORTED_NAMED: [(&str, ReadNamed); 9] = [
     ("bert", bert::read),
     ("distilbert", distilbert::read),
+    ("gemma3", gemma3::read_beside_images),
+    ("gemma3_text", gemma3::read),
+    ("gpt2", gpt2::read),
+    ("gpt_neox", gpt_neox::read),
     ("roberta", roberta::read),
     ("t5", t5::read),
     ("xlm-roberta", roberta::read),

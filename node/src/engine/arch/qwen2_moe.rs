@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use super::{
     Architecture,
-    decoder::{Decoder, Defaults, Variant},
+    decoder::{Decoder, Reading, Variant},
     mixture::{MixtureShape, SharedShape},
     qwen2, qwen3_moe,
 };
 use crate::engine::{EngineError, fields::Fields};
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<Box<dyn Architecture>, EngineError> {
-    let decoder = Decoder::read(fields, Defaults { context: 1 << 15, head_dim: None })?;
+    let decoder = Decoder::read(fields, &Reading { context: 1 << 15, ..Reading::default() })?;
     let shared = SharedShape {
         name: "mlp.shared_expert",
         intermediate: fields.count("shared_expert_intermediate_size", 1..=1 << 20)?,

@@ -2,13 +2,14 @@
 
 use super::{
     Architecture,
-    decoder::{Decoder, Defaults, Variant},
+    decoder::{Decoder, Reading, Variant},
     qwen2,
 };
 use crate::engine::{EngineError, fields::Fields};
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<Box<dyn Architecture>, EngineError> {
-    let decoder = Decoder::read(fields, Defaults { context: 1 << 15, head_dim: Some(128) })?;
+    let reading = Reading { context: 1 << 15, head_dim: Some(128), ..Reading::default() };
+    let decoder = Decoder::read(fields, &reading)?;
     let windows = qwen2::windows(fields, decoder.blocks())?;
     let bias = fields.flag("attention_bias")?.unwrap_or(false);
     let variant = Variant { qkv_bias: bias, output_bias: bias, qk_norm: true, windows, ..Variant::default() };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Architecture,
-    decoder::{Decoder, Defaults, Variant},
+    decoder::{Decoder, Reading, Variant},
     mixture::{self, MixtureShape},
 };
 use crate::engine::{
@@ -15,7 +15,7 @@ use crate::engine::{
 };
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<Box<dyn Architecture>, EngineError> {
-    let decoder = Decoder::read(fields, Defaults { context: 1 << 15, head_dim: None })?;
+    let decoder = Decoder::read(fields, &Reading { context: 1 << 15, ..Reading::default() })?;
     let bias = fields.flag("attention_bias")?.unwrap_or(false);
     let window = match fields.flag("use_sliding_window")? {
         Some(true) => fields.count_if("sliding_window", 1..=1 << 24)?,

@@ -48,7 +48,7 @@ fn a_pass_goes_from_block_to_block_to_head() {
 #[test]
 fn other_models_are_refused_by_name() {
     let error = read_json(&with("model_type", json!("mamba"))).unwrap_err().to_string();
-    assert!(error.contains("\"mamba\"") && error.contains("llama, mistral, qwen2, qwen3"), "{error}");
+    assert!(error.contains("\"mamba\"") && error.contains("llama, mistral, mixtral, phi3, qwen2"), "{error}");
     let error = read(&Files::default(), &nothing()).unwrap_err().to_string();
     assert!(error.starts_with("config.json"), "{error}");
 }

@@ -23,6 +23,8 @@ pub(crate) enum Activation {
     GeluTanh,
     /// max(x, 0)
     Relu,
+    /// tanh(x)
+    Tanh,
 }
 
 impl Activation {
@@ -30,12 +32,28 @@ impl Activation {
     pub(crate) fn named(name: &str) -> Option<Self> {
         match name {
             "silu" | "swish" => Some(Self::Silu),
-            "gelu" => Some(Self::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Self::GeluTanh),
+            "gelu" | "gelu_python" => Some(Self::Gelu),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => {
+                Some(Self::GeluTanh)
+            }
             "relu" => Some(Self::Relu),
+            "tanh" => Some(Self::Tanh),
             _ => None,
         }
     }
+}
+
+/// `activation(x)`, into `x`.
+pub(crate) fn activate(activation: Activation, x: &mut [f32]) {
+    x.par_chunks_mut(TASK_ELEMENTS).for_each(|x| {
+        Arch::new().dispatch(|| match activation {
+            Activation::Silu => each(x, silu),
+            Activation::Gelu => each(x, gelu),
+            Activation::GeluTanh => each(x, gelu_tanh),
+            Activation::Relu => each(x, relu),
+            Activation::Tanh => each(x, tanh),
+        });
+    });
 }
 
 /// `activation(gate) · up`, into `gate`.
@@ -43,30 +61,26 @@ pub(crate) fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
     let tasks = gate.par_chunks_mut(TASK_ELEMENTS).zip(up.par_chunks(TASK_ELEMENTS));
     tasks.for_each(|(gate, up)| {
         Arch::new().dispatch(|| match activation {
-            Activation::Silu => gate_with(gate, up, |x| x / (1.0 + exp(-x))),
+            Activation::Silu => gate_with(gate, up, silu),
             Activation::Gelu => gate_with(gate, up, gelu),
             Activation::GeluTanh => gate_with(gate, up, gelu_tanh),
-            Activation::Relu => gate_with(gate, up, |x| if x < 0.0 { 0.0 } else { x }),
+            Activation::Relu => gate_with(gate, up, relu),
+            Activation::Tanh => gate_with(gate, up, tanh),
         });
     });
 }
 
-/// `activation(x)`, in place.
-pub(crate) fn activate(activation: Activation, x: &mut [f32]) {
+/// Presses each number between `-cap` and `cap`, smoothly: `cap · tanh(x / cap)`.
+pub(crate) fn soft_cap(x: &mut [f32], cap: f32) {
     x.par_chunks_mut(TASK_ELEMENTS).for_each(|x| {
-        Arch::new().dispatch(|| match activation {
-            Activation::Silu => each(x, |x| x / (1.0 + exp(-x))),
-            Activation::Gelu => each(x, gelu),
-            Activation::GeluTanh => each(x, gelu_tanh),
-            Activation::Relu => each(x, |x| if x < 0.0 { 0.0 } else { x }),
-        });
+        Arch::new().dispatch(|| each(x, |x| cap * tanh(x / cap)));
     });
 }
 
 #[inline(always)]
-fn each(x: &mut [f32], activation: impl Fn(f32) -> f32) {
+fn each(x: &mut [f32], function: impl Fn(f32) -> f32) {
     for x in x {
-        *x = activation(*x);
+        *x = function(*x);
     }
 }
 
@@ -75,6 +89,16 @@ fn gate_with(gate: &mut [f32], up: &[f32], activation: impl Fn(f32) -> f32) {
     for (gate, up) in gate.iter_mut().zip(up) {
         *gate = activation(*gate) * up;
     }
+}
+
+#[inline(always)]
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+#[inline(always)]
+fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
 }
 
 fn gelu(x: f32) -> f32 {
@@ -86,6 +110,23 @@ fn gelu_tanh(x: f32) -> f32 {
     // 0.5 (1 + tanh(y)) = sigmoid(2y)
     let y = 0.797_884_6 * (x + 0.044_715 * x * x * x);
     x / (1.0 + exp(-2.0 * y))
+}
+
+/// tanh within a few units in the last place. Near zero it is a polynomial, since what is left there
+/// of a quotient close to one has few digits.
+#[inline(always)]
+#[expect(clippy::excessive_precision, reason = "the constants as published (Cephes)")]
+fn tanh(x: f32) -> f32 {
+    let size = x.abs();
+    let far = 1.0 - 2.0 / (exp(2.0 * size) + 1.0);
+    let square = x * x;
+    let mut p = -5.704_988_727_45e-3;
+    p = p * square + 2.063_908_879_54e-2;
+    p = p * square - 5.373_971_555_31e-2;
+    p = p * square + 1.333_144_220_36e-1;
+    p = p * square - 3.333_328_194_22e-1;
+    let near = p * square * size + size;
+    (if size < 0.625 { near } else { far }).copysign(x)
 }
 
 /// Adds `more` to `to`.
@@ -123,7 +164,7 @@ pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) 
     x.par_chunks_mut(weight.len().max(TASK_ELEMENTS / weight.len() * weight.len())).for_each(|rows| {
         Arch::new().dispatch(|| {
             for row in rows.chunks_exact_mut(weight.len()) {
-                let mean = sum(row) / row.len() as f32;
+                let mean = sum_of(row, |x| x) / row.len() as f32;
                 row.iter_mut().for_each(|x| *x -= mean);
                 let scale = 1.0 / (sum_of_squares(row) / row.len() as f32 + eps).sqrt();
                 for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
@@ -135,27 +176,20 @@ pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) 
 }
 
 #[inline(always)]
-fn sum(x: &[f32]) -> f32 {
-    let (vectors, rest) = x.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for vector in vectors {
-        for lane in 0..LANES {
-            sums[lane] += vector[lane];
-        }
-    }
-    sums.iter().sum::<f32>() + rest.iter().sum::<f32>()
+fn sum_of_squares(x: &[f32]) -> f32 {
+    sum_of(x, |x| x * x)
 }
 
 #[inline(always)]
-fn sum_of_squares(x: &[f32]) -> f32 {
+fn sum_of(x: &[f32], function: impl Fn(f32) -> f32) -> f32 {
     let (vectors, rest) = x.as_chunks::<LANES>();
     let mut sums = [0.0; LANES];
     for vector in vectors {
         for lane in 0..LANES {
-            sums[lane] += vector[lane] * vector[lane];
+            sums[lane] += function(vector[lane]);
         }
     }
-    sums.iter().sum::<f32>() + rest.iter().map(|x| x * x).sum::<f32>()
+    sums.iter().sum::<f32>() + rest.iter().map(|x| function(*x)).sum::<f32>()
 }
 
 /// Turns scores into shares that add up to one.
@@ -249,27 +283,41 @@ mod tests {
             (Activation::Gelu, [-0.045_5, 0.841_345, 1.954_5]),
             (Activation::GeluTanh, [-0.045_402, 0.841_192, 1.954_598]),
             (Activation::Relu, [0.0, 1.0, 2.0]),
+            (Activation::Tanh, [-0.964_028, 0.761_594, 0.964_028]),
         ];
         for (activation, expected) in known {
-            let mut x = [-2.0, 1.0, 2.0];
-            gated(activation, &mut x, &[1.0; 3]);
-            for (x, expected) in x.iter().zip(expected) {
-                assert!((x - expected).abs() < 2e-6, "{activation:?}: {x} {expected}");
-            }
-            let mut x = [-2.0, 1.0, 2.0];
+            let (mut gate, mut x) = ([-2.0, 1.0, 2.0], [-2.0, 1.0, 2.0]);
+            gated(activation, &mut gate, &[-3.0; 3]);
             activate(activation, &mut x);
-            for (x, expected) in x.iter().zip(expected) {
+            for ((gate, x), expected) in gate.iter().zip(x).zip(expected) {
                 assert!((x - expected).abs() < 2e-6, "{activation:?}: {x} {expected}");
+                assert!((gate + 3.0 * expected).abs() < 6e-6, "{activation:?}: {gate} {expected}");
             }
         }
     }
 
     #[test]
+    fn tanh_is_close_near_zero_and_far() {
+        for step in -4000..4000 {
+            let x = step as f32 / 400.0;
+            for x in [x, x / 1000.0] {
+                let expected = f64::from(x).tanh();
+                assert!((f64::from(tanh(x)) - expected).abs() <= 4e-7 * expected.abs(), "{x}");
+            }
+        }
+        let mut x = [1e9, -1e9, 0.0, 15.0];
+        soft_cap(&mut x, 30.0);
+        assert_eq!(x[..3], [30.0, -30.0, 0.0]);
+        assert!((f64::from(x[3]) - 30.0 * 0.5f64.tanh()).abs() < 1e-5);
+    }
+
+    #[test]
     fn layer_norm_is_its_formula() {
-        let mut x = [3.0, 4.0, 8.0, 1.0, 1.0, 1.0];
-        layer_norm(&mut x, &[1.0, -2.0, 0.5], &[0.0, 1.0, 2.0], 1e-5);
-        let scale = 1.0 / (14.0f64 / 3.0 + 1e-5).sqrt();
-        let expected = [-2.0 * scale, 2.0 * scale + 1.0, 1.5 * scale + 2.0, 0.0, 1.0, 2.0];
+        let (weight, bias) = ([1.0, -2.0, 0.5], [0.0, 1.0, -1.0]);
+        let mut x = [3.0, 4.0, 5.0, 1.0, 1.0, 1.0];
+        layer_norm(&mut x, &weight, &bias, 1e-5);
+        let scale = 1.0 / (2.0f64 / 3.0 + 1e-5).sqrt();
+        let expected = [-scale, 1.0, 0.5 * scale - 1.0, 0.0, 1.0, -1.0];
         for (x, expected) in x.iter().zip(expected) {
             assert!((f64::from(*x) - expected).abs() < 1e-6);
         }

@@ -1,6 +1,6 @@
 //! A weight matrix as it came: in pieces, in its own precision, and perhaps with scales beside it.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use surf_protocol::Dtype;
@@ -110,6 +110,21 @@ impl Matrix {
             runs.extend(piece.parts(rows_max));
         }
         runs
+    }
+
+    /// These columns of all rows, widened, by rows. Scales are left out.
+    pub(crate) fn read_columns(&self, columns: Range<usize>, to: &mut [f32]) {
+        let block = self.float.0.block();
+        let (elements, size) = (block.elements as usize, block.bytes as usize);
+        // Whole blocks, and what of them is asked for.
+        let (first, last) = (columns.start / elements, columns.end.div_ceil(elements));
+        let within = columns.start - first * elements..columns.end - first * elements;
+        let mut row = vec![0.0; (last - first) * elements];
+        let rows = self.pieces.iter().flat_map(|piece| piece.chunks_exact(self.row_bytes));
+        for (bytes, to) in rows.zip(to.chunks_exact_mut(columns.len())) {
+            widen(self.float.0, &bytes[first * size..last * size], &mut row);
+            to.copy_from_slice(&row[within.clone()]);
+        }
     }
 
     /// Row `at`, widened onto the end of `to`. `None` if there is no such row.

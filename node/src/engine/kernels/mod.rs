@@ -5,6 +5,7 @@
 //! thread pool uses that pool.
 
 mod blocks;
+mod columns;
 mod dot;
 mod elementwise;
 mod matrix;
@@ -14,7 +15,10 @@ mod widen;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use elementwise::{Activation, activate, add, add_scaled, gated, layer_norm, rms_norm, softmax};
+pub(crate) use columns::matmul_columns;
+pub(crate) use elementwise::{
+    Activation, activate, add, add_scaled, gated, layer_norm, rms_norm, soft_cap, softmax,
+};
 pub(crate) use matrix::{Float, Matrix, Scales};
 pub(crate) use product::{Block, View, product};
 

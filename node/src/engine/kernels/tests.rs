@@ -82,6 +82,34 @@ fn products_of_odd_sizes_are_right_in_every_precision() {
 }
 
 #[test]
+fn products_along_columns_are_right_in_every_precision() {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        for m in [1, 2, 5, 33] {
+            for (k, n) in [(1, 1), (2, 3), (31, 5), (64, 66), (257, 130), (1030, 99)] {
+                let (weight, widened) = matrix(dtype, &numbers(1, n * k), k, n, 3, 1);
+                let x = numbers(2, m * k);
+                for columns in [0..n, n / 3..n - n / 4] {
+                    let transposed: Vec<f32> = columns
+                        .clone()
+                        .flat_map(|j| (0..k).map(move |l| (l, j)))
+                        .map(|(l, j)| widened[l * n + j])
+                        .collect();
+                    let expected = naive(&transposed, &x, m, columns.len(), k);
+                    let got = matmul_columns(&weight, columns, &x, m);
+                    assert_eq!(got.len(), expected.len());
+                    for (got, expected) in got.iter().zip(&expected) {
+                        assert!(
+                            (f64::from(*got) - expected).abs() <= 1e-6 * k as f64 + 1e-6,
+                            "{dtype:?} {m} {n} {k}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn widening_is_exact() {
     for bits in 0..=u16::MAX {
         for (float, expected) in [

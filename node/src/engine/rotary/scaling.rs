@@ -19,6 +19,15 @@ pub(super) struct Settings<'a> {
     original: Option<f64>,
 }
 
+/// What comes of it.
+pub(super) struct Scaled {
+    pub(super) speeds: Speeds,
+    /// On cosines and sines.
+    pub(super) scale: f64,
+    /// Tokens up to which the scaling is to go, where it says so itself.
+    pub(super) reach: Option<f64>,
+}
+
 impl<'a> Settings<'a> {
     pub(super) fn read(
         fields: &Fields<'a>,
@@ -54,8 +63,9 @@ impl<'a> Settings<'a> {
         }
         let size = (head_dim as f64 * share) as usize;
         if head_dim < size.next_multiple_of(2) {
+            let name = if fields.has("head_dim") { "head_dim" } else { "num_attention_heads" };
             return Err(
-                fields.invalid(spelling.share.0, format!("turns all of {size} elements, an odd number"))
+                fields.invalid(name, format!("makes heads of {head_dim}; all of it is turned, by pairs"))
             );
         }
         let count = |name: &str| Ok::<_, EngineError>(fields.count_if(name, 1..=1 << 24)?.map(|n| n as f64));
@@ -70,16 +80,16 @@ impl<'a> Settings<'a> {
         Ok(Self { scaling, kind, theta, size, context, original })
     }
 
-    /// The speeds, and the scale of cosines and sines.
-    pub(super) fn speeds(&self) -> Result<(Speeds, f64), EngineError> {
+    /// What is to be done with the pairs of a head.
+    pub(super) fn scaled(&self) -> Result<Scaled, EngineError> {
         let speeds = geometric(self.theta, self.size);
         let Some(scaling) = self.scaling.as_ref().filter(|_| self.kind != "default") else {
-            return Ok((Speeds::Always(narrow(speeds)), 1.0));
+            return Ok(always(speeds.into_iter()));
         };
         match self.kind {
             "linear" => {
                 let factor = positive(scaling, "factor")?;
-                Ok((always(speeds.iter().map(|speed| speed / factor)), 1.0))
+                Ok(always(speeds.iter().map(|speed| speed / factor)))
             }
             "llama3" => self.llama3(scaling, &speeds),
             "dynamic" => self.dynamic(scaling),
@@ -94,7 +104,7 @@ impl<'a> Settings<'a> {
 
     /// Pairs that turn many times within the original context keep their speed, those that do not
     /// even turn once are slowed by `factor`, and between the two it goes over smoothly.
-    fn llama3(&self, scaling: &Fields<'_>, speeds: &[f64]) -> Result<(Speeds, f64), EngineError> {
+    fn llama3(&self, scaling: &Fields<'_>, speeds: &[f64]) -> Result<Scaled, EngineError> {
         let factor = positive(scaling, "factor")?;
         let (low, high) = (positive(scaling, "low_freq_factor")?, positive(scaling, "high_freq_factor")?);
         let context = self.original(scaling)?;
@@ -106,23 +116,24 @@ impl<'a> Settings<'a> {
             let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
             (1.0 - kept) * speed / factor + kept * speed
         };
-        Ok((always(speeds.iter().map(one)), 1.0))
+        Ok(always(speeds.iter().map(one)))
     }
 
     /// Sequences beyond the context turn more slowly, the longer they are.
-    fn dynamic(&self, scaling: &Fields<'_>) -> Result<(Speeds, f64), EngineError> {
+    fn dynamic(&self, scaling: &Fields<'_>) -> Result<Scaled, EngineError> {
         let factor = at_least_one(scaling, "factor")?;
         let context =
             self.context.ok_or_else(|| EngineError::config("max_position_embeddings", "is missing"))?;
         if self.size <= 2 {
             return Err(scaling.invalid("rope_type", "is dynamic, which needs more than one pair"));
         }
-        Ok((Speeds::Falling { theta: self.theta, size: self.size, factor, context }, 1.0))
+        let speeds = Speeds::Falling { theta: self.theta, size: self.size, factor, context };
+        Ok(Scaled { speeds, scale: 1.0, reach: Some(factor * context) })
     }
 
     /// Between two pairs, told by how often they turn within the original context, speeds go over
     /// from what they were to those slowed by `factor`.
-    fn yarn(&self, scaling: &Fields<'_>, speeds: &[f64]) -> Result<(Speeds, f64), EngineError> {
+    fn yarn(&self, scaling: &Fields<'_>, speeds: &[f64]) -> Result<Scaled, EngineError> {
         let original = self.original(scaling)?;
         let factor = self.factor(scaling, original)?;
         let or = |name: &str, default: f64| -> Result<f64, EngineError> {
@@ -158,12 +169,12 @@ impl<'a> Settings<'a> {
                 _ => yarn_scale(factor, 1.0),
             },
         };
-        Ok((always(speeds.iter().enumerate().map(one)), scale))
+        Ok(Scaled { scale, reach: Some(factor * original), ..always(speeds.iter().enumerate().map(one)) })
     }
 
     /// Each pair is slowed by a factor of its own, of which there is one list for sequences within
     /// the original context and one for longer ones.
-    fn longrope(&self, scaling: &Fields<'_>, speeds: &[f64]) -> Result<(Speeds, f64), EngineError> {
+    fn longrope(&self, scaling: &Fields<'_>, speeds: &[f64]) -> Result<Scaled, EngineError> {
         let original = self.original(scaling)?;
         let factor = self.factor(scaling, original)?;
         let slowed = |name: &str| -> Result<Vec<f32>, EngineError> {
@@ -185,7 +196,8 @@ impl<'a> Settings<'a> {
             None if original <= 1.0 => return Err(scaling.invalid("attention_factor", "is missing")),
             None => (1.0 + factor.ln() / original.ln()).sqrt(),
         };
-        Ok((Speeds::Beyond(slowed("short_factor")?, original as usize, slowed("long_factor")?), scale))
+        let speeds = Speeds::Beyond(slowed("short_factor")?, original as usize, slowed("long_factor")?);
+        Ok(Scaled { speeds, scale, reach: None })
     }
 
     /// Tokens that the model was first made for.
@@ -223,8 +235,9 @@ fn yarn_scale(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
-fn always(speeds: impl Iterator<Item = f64>) -> Speeds {
-    Speeds::Always(narrow(speeds.collect()))
+/// The same speeds for every sequence.
+fn always(speeds: impl Iterator<Item = f64>) -> Scaled {
+    Scaled { speeds: Speeds::Always(narrow(speeds.collect())), scale: 1.0, reach: None }
 }
 
 fn positive(scaling: &Fields<'_>, field: &str) -> Result<f64, EngineError> {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 
 fn spelled(config: &Value, head_dim: usize, spelling: &Spelling<'_>) -> Result<Rotary, EngineError> {
-    Rotary::spelled(&Fields::new(config.as_object().unwrap()), head_dim, spelling)
+    Rotary::read(&Fields::new(config.as_object().unwrap()), head_dim, spelling)
 }
 
 fn rotary(config: &Value, head_dim: usize) -> Result<Rotary, EngineError> {
@@ -75,6 +75,7 @@ fn dynamic_speeds_fall_with_the_length() {
     for (length, speeds) in [(1, within), (64, within), (65, at_65), (256, at_256)] {
         assert_speeds(&rotary, length, 1.0, &speeds);
     }
+    assert_eq!((rotary.context(64), rotary.context(200)), (128, 200));
 }
 
 #[test]

@@ -120,7 +120,7 @@ impl Weights for FileWeights {
 fn raw(entry: &TensorEntry, file: &Bytes) -> RawTensor {
     let bytes = file.slice(entry.offset as usize..(entry.offset + entry.size) as usize);
     let shape: Vec<usize> = entry.shape.iter().map(|&n| n as usize).collect();
-    let row_bytes = bytes.len() / shape[0];
+    let row_bytes = bytes.len() / shape.first().copied().unwrap_or(1);
     let piece = (PIECE_BYTES / row_bytes).max(1) * row_bytes;
     let pieces =
         (0..bytes.len()).step_by(piece).map(|at| bytes.slice(at..bytes.len().min(at + piece))).collect();
