@@ -48,7 +48,7 @@ async fn two_blocks(folder: &std::path::Path) -> u64 {
     let node = start(&[], PLENTY).await;
     let model = publish(&node.node, folder).await;
     let groups = node.node.model(&model).await.unwrap().groups;
-    let blocks = groups.iter().filter(|group| group.group.starts_with("block"));
+    let blocks = groups.iter().filter(|group| group.group.contains("block "));
     2 * blocks.map(|group| group.bytes).max().unwrap()
 }
 
@@ -74,16 +74,21 @@ async fn generate(node: &Node, model: &str, tokens: usize) -> surf_node::api::Ca
 /// Both ways of running every reference model: from another node with room for two blocks, and whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn recorded_outputs_are_reproduced_streamed_and_resident() {
-    for name in ["llama", "llama-bf16-sharded", "mistral", "qwen2", "qwen3"] {
+    for name in ["llama", "llama-bf16-sharded", "mistral", "qwen2", "qwen3", "bert", "t5", "t5-v1.1"] {
         let folder = fixture(name);
         for memory in [two_blocks(&folder).await, PLENTY] {
             let (_seed, empty, model) = pair(&folder, memory).await;
             let checked = check(&empty.node, &model, &recorded(name)).await;
             assert!(checked.pass && checked.max_rel_err <= 1e-3, "{name} with {memory}: {checked:?}");
-            assert!(checked.compared >= 2 * 33 * 512, "{name}: {checked:?}");
             let checked = check(&empty.node, &model, &folder.join("expected.safetensors")).await;
-            assert_eq!(checked.argmax_agree, Some(1.0), "{name} with {memory}");
-            assert_eq!(checked.greedy_agree, Some(1.0), "{name} with {memory}");
+            // An encoder says nothing about tokens. Its padding is not compared.
+            let (numbers, agree) = match name {
+                "bert" => ((33 + 20 + 2) * 64, None),
+                "t5" | "t5-v1.1" => (2 * 9 * 512, Some(1.0)),
+                _ => (2 * 33 * 512, Some(1.0)),
+            };
+            assert_eq!(checked.compared, numbers, "{name}: {checked:?}");
+            assert_eq!((checked.argmax_agree, checked.greedy_agree), (agree, agree), "{name} with {memory}");
         }
     }
 }

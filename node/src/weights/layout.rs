@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use surf_protocol::{Group, GroupEntry, Manifest, TensorEntry, manifest::ChunkEntry};
+use surf_protocol::{Group, GroupEntry, Manifest, Stack, TensorEntry, manifest::ChunkEntry};
 
 use super::plan::Load;
 
@@ -50,15 +50,24 @@ impl Layout {
 
     /// What is to be planned.
     ///
-    /// A pass visits the groups in their order, but for two kinds. Routed experts are visited when
+    /// A pass visits the groups in their order, but for three kinds. Routed experts are visited when
     /// the router says so. The embedding is read by row, before the pass; only where the model has
-    /// no output projection of its own is the embedding's table that, needed whole and last.
+    /// no output projection of its own is the embedding's table that, needed whole and last. Groups
+    /// of an unknown part of the model are visited by nobody.
+    ///
+    /// An encoder before a decoder is visited once for each prompt, and the decoder for each token.
     pub(super) fn load(&self, manifest: &Manifest) -> Load {
         let table = self.index(&Group::Embed);
-        let each_pass = |group: &Group| !matches!(group, Group::Embed | Group::Expert { .. });
+        let each_pass =
+            |group: &Group| !matches!(group, Group::Embed | Group::Expert { .. } | Group::Named(_));
         let groups = manifest.groups().iter().enumerate();
         let mut cycle: Vec<usize> =
             groups.filter(|(_, entry)| each_pass(&entry.group)).map(|(at, _)| at).collect();
+        let of_encoder = |group: &&usize| {
+            let group = &manifest.groups()[**group].group;
+            matches!(group, Group::Block(Stack::Encoder, _) | Group::Norm(Stack::Encoder))
+        };
+        let once = cycle.iter().take_while(of_encoder).count();
         if is_tied(manifest) {
             cycle.extend(table);
         }
@@ -66,7 +75,9 @@ impl Layout {
         let expert = |entry: &GroupEntry| matches!(entry.group, Group::Expert { .. });
         let experts = manifest.groups().iter().enumerate();
         let experts = experts.filter(|(_, entry)| expert(entry)).map(|(at, _)| at).collect();
-        Load { sizes, cycle, table, experts }
+        // An encoder alone is all there is to a pass.
+        let again = if once < cycle.len() { once } else { 0 };
+        Load { sizes, cycle, again, table, experts }
     }
 
     /// Bytes that `group` takes: those of its tensors, or those of its chunks, if they hold more.

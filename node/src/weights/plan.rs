@@ -35,6 +35,9 @@ pub(super) struct Load {
     pub(super) sizes: Vec<u64>,
     /// The groups that every pass visits, in order.
     pub(super) cycle: Vec<usize>,
+    /// The position in `cycle` to which a pass returns after its end. What precedes is visited first,
+    /// and then not before something new begins.
+    pub(super) again: usize,
     /// The group whose table is read by row, if there is one.
     pub(super) table: Option<usize>,
     /// The groups that are routed experts: visited when a router says so.
@@ -123,10 +126,12 @@ impl Plan {
     }
 
     /// The groups that come after position `after` of a pass, or from its start: one round, with
-    /// the position of each. What precedes comes again in the next pass.
+    /// the position of each. What precedes comes again in the next pass, and last what passes do not
+    /// return to.
     pub(super) fn coming(&self, after: Option<usize>) -> impl Iterator<Item = (usize, usize)> + '_ {
-        let (count, first) = (self.pass_len(), after.map_or(0, |after| after + 1));
-        (first..first + count).map(move |at| (at % count, self.load.cycle[at % count]))
+        let (count, again, next) = (self.pass_len(), self.load.again, after.map_or(0, |after| after + 1));
+        let round = (next..count).chain(again..count.min(next)).chain(0..again.min(next));
+        round.map(|at| (at, self.load.cycle[at]))
     }
 
     /// The streamed groups that may be in memory while `current` computes and position `after` was
@@ -261,6 +266,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_visited_once_comes_again_last() {
+        let mut load = blocks(5, 10);
+        load.again = 2;
+        let plan = Plan::new(load, 20);
+        let coming = |after| plan.coming(after).map(|(_, group)| group).collect::<Vec<_>>();
+        assert_eq!(coming(None), [0, 1, 2, 3, 4]);
+        assert_eq!(coming(Some(0)), [1, 2, 3, 4, 0]);
+        assert_eq!(coming(Some(1)), [2, 3, 4, 0, 1]);
+        assert_eq!(coming(Some(3)), [4, 2, 3, 0, 1]);
+        assert_eq!(coming(Some(4)), [2, 3, 4, 0, 1]);
+    }
+
+    #[test]
     fn everything_stays_if_it_fits() {
         let plan = Plan::new(blocks(22, 10), 220);
         assert_eq!(pass(&plan), (22, 220));
@@ -363,7 +381,7 @@ mod tests {
             let cycle: Vec<usize> = (skipped..sizes.len()).collect();
             let table = (table && 0 < skipped).then_some(0);
             let largest = *sizes.iter().max().unwrap();
-            let plan = Plan::new(Load { sizes, cycle: cycle.clone(), table, experts: Vec::new() }, memory);
+            let plan = Plan::new(Load { sizes, cycle: cycle.clone(), table, ..Load::default() }, memory);
             let (hits, peak) = pass(&plan);
             let room = memory.checked_div(largest).unwrap_or(u64::MAX);
             prop_assert!(room.saturating_sub(2).min(cycle.len() as u64) <= hits as u64);

@@ -5,7 +5,7 @@ mod model;
 use std::{sync::atomic::Ordering, time::Duration};
 
 use model::{BLOCK_SIZE, Model, ROW, Watched, block};
-use surf_protocol::{ChunkId, manifest::ChunkEntry};
+use surf_protocol::{ChunkId, Stack, manifest::ChunkEntry};
 use tokio::runtime::Runtime;
 
 use super::*;
@@ -228,6 +228,37 @@ fn mapped_chunks_are_read_once_for_all_passes() {
     (0..3).for_each(|_| bench.pass());
     assert_eq!(bench.source.asked.lock().unwrap().len(), before);
     assert_eq!(bench.source.ranges.lock().unwrap().len(), 0);
+}
+
+#[test]
+fn an_encoder_is_not_fetched_again_for_each_token() {
+    let mut model = Model::default();
+    model.add(Group::Embed, "embed", &[32, 64], 2048);
+    for stack in [Stack::Encoder, Stack::Decoder] {
+        for at in 0..4 {
+            model.add(Group::Block(stack, at), &format!("{stack}{at}"), &[17, 64], 1024);
+        }
+    }
+    model.add(Group::Head, "norm", &[64], 256);
+    model.add(Group::Head, "output", &[8, 64], 1024);
+    let bench = Bench::new(model, 3 * BLOCK_SIZE, AT_ONCE);
+    let encoder: Vec<ChunkId> =
+        (0..4).flat_map(|at| bench.chunks(&Group::Block(Stack::Encoder, at))).map(|chunk| chunk.id).collect();
+    let asked = || -> Vec<ChunkId> {
+        let asked = std::mem::take(&mut *bench.source.asked.lock().unwrap());
+        asked.into_iter().map(|(id, _)| id).collect()
+    };
+    bench.pass();
+    let first = asked();
+    assert!(encoder.iter().all(|id| first.contains(id)));
+    for _ in 0..5 {
+        let groups = (0..4).map(block).chain([Group::Head]);
+        groups.for_each(|group| bench.compare(&group, &bench.weights.group(&group).unwrap()));
+    }
+    let decoding = asked();
+    assert!(!decoding.is_empty() && decoding.iter().all(|id| !encoder.contains(id)));
+    bench.pass();
+    assert!(asked().iter().any(|id| encoder.contains(id)));
 }
 
 #[test]
