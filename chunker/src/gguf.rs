@@ -159,7 +159,7 @@ pub(crate) fn read(file: &Listed) -> Result<Header, CutError> {
     let mut reader = file.open()?;
     let mut head = Vec::new();
     loop {
-        let wanted = (2 * head.len() as u64).max(HEAD_SIZE).min(HEADER_SIZE_MAX).min(file.size);
+        let wanted = (2 * head.len() as u64).clamp(HEAD_SIZE, HEADER_SIZE_MAX).min(file.size);
         let more = wanted - head.len() as u64;
         let read = (&mut reader).take(more).read_to_end(&mut head).map_err(|source| file.failed(source))?;
         if (read as u64) < more {

@@ -145,8 +145,8 @@ impl Actor {
             let rows: Vec<_> = some.iter().map(|(at, positions)| (prompt(*at), &**positions)).collect();
             let encoded = self.model.encode(&rows);
             let encoded: Result<(), _> = encoded.and_then(|encoded| {
-                let each = some.iter().zip(encoded);
-                each.map(|((at, _), hidden)| self.active[*at].encoded(hidden)).collect()
+                let mut each = some.iter().zip(encoded);
+                each.try_for_each(|((at, _), hidden)| self.active[*at].encoded(hidden))
             });
             if let Err(error) = encoded {
                 // From the last on, so that the others keep their places.
