@@ -7,7 +7,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use futures::{
@@ -35,6 +38,20 @@ use crate::source::Urgency;
 
 /// Chunks of one group that are waited for at once.
 const CHUNKS_AT_ONCE: usize = 256;
+
+/// Chunks that are wished for, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Wish {
+    arrived: Arc<AtomicU64>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Wish {
+    /// Bytes that came of it.
+    pub(super) fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Relaxed)
+    }
+}
 
 /// What the engine's thread and the tasks have in common.
 #[derive(Debug)]
@@ -150,16 +167,24 @@ impl Shared {
         Slot::new(outcome, task)
     }
 
-    /// Wishes for the chunks of `group` that were never here, until the handle is dropped. `None` if all
-    /// were here or are on their way.
-    pub(super) fn wish(self: &Arc<Self>, group: usize, urgency: Urgency) -> Option<AbortOnDropHandle<()>> {
+    /// Wishes for the chunks of `group` that were never here, until that is dropped. `None` if all were
+    /// here or are on their way.
+    pub(super) fn wish(self: &Arc<Self>, group: usize, urgency: Urgency) -> Option<Wish> {
         let asked = self.chunks.ask_missing(self.layout.chunks(group), u64::MAX, urgency);
-        let none = asked.is_empty();
+        if asked.is_empty() {
+            return None;
+        }
+        let arrived = Arc::new(AtomicU64::default());
+        let counted = Arc::clone(&arrived);
         let wishing = async move {
+            let mut coming =
+                stream::iter(asked).map(|asked| asked.wait(true)).buffer_unordered(CHUNKS_AT_ONCE);
             // One that fails is asked for again by whoever needs it, who is told.
-            stream::iter(asked).map(|asked| asked.wait(true)).buffer_unordered(CHUNKS_AT_ONCE).count().await;
+            while let Some(got) = coming.next().await {
+                counted.fetch_add(got.map_or(0, |chunk| chunk.bytes().len() as u64), Ordering::Relaxed);
+            }
         };
-        (!none).then(|| AbortOnDropHandle::new(self.runtime.spawn(wishing)))
+        Some(Wish { arrived, _task: AbortOnDropHandle::new(self.runtime.spawn(wishing)) })
     }
 
     async fn load(&self, group: usize, asked: Vec<Asked>, stays: bool) -> Loaded {

@@ -11,13 +11,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use serde::Serialize;
-use tokio_util::task::AbortOnDropHandle;
-
 use super::{
-    ahead::Shared,
+    ahead::{Shared, Wish},
     held::{Loaded, Slot},
 };
+use serde::Serialize;
 
 /// Passes after which a use counts half as much.
 const HALF_LIFE: f64 = 64.0;
@@ -45,9 +43,9 @@ struct Book {
     /// Those of them that are not held yet.
     queue: Vec<usize>,
     /// Chunks wished for, until their expert is loaded.
-    wishes: HashMap<usize, AbortOnDropHandle<()>>,
-    /// What was guessed for the next block, and whether it was wished for.
-    guessed: HashMap<usize, bool>,
+    wishes: HashMap<usize, Wish>,
+    /// What was guessed for the next block.
+    guessed: HashSet<usize>,
     stats: ExpertStats,
 }
 
@@ -97,7 +95,7 @@ impl Experts {
         let (now, round) = self.now();
         let mut book = self.book();
         let book = &mut *book;
-        book.judge(&chosen, &self.shared);
+        book.judge(&chosen);
         chosen.iter().for_each(|&group| book.uses.count(group, round));
         book.held.retain(|_, expert| expert.stays);
         book.queue = chosen.iter().copied().filter(|group| !book.held.contains_key(group)).collect();
@@ -118,9 +116,7 @@ impl Experts {
                 true => None,
                 false => self.shared.wish(group, soon),
             };
-            if book.guessed.insert(group, wish.is_some()).is_none() {
-                book.stats.guessed += 1;
-            }
+            book.stats.guessed += u64::from(book.guessed.insert(group));
             book.wishes.extend(wish.map(|wish| (group, wish)));
         }
     }
@@ -184,14 +180,12 @@ impl Experts {
 
 impl Book {
     /// Compares what was guessed with what is `chosen`, and no longer wishes for the rest.
-    fn judge(&mut self, chosen: &[usize], shared: &Shared) {
-        let chosen: HashSet<usize> = chosen.iter().copied().collect();
-        for (group, wished) in self.guessed.drain() {
+    fn judge(&mut self, chosen: &[usize]) {
+        for group in self.guessed.drain() {
             if chosen.contains(&group) {
                 self.stats.guessed_right += 1;
-            } else if wished {
-                self.stats.guessed_wrong_bytes += shared.plan.size(group);
-                self.wishes.remove(&group);
+            } else if let Some(wish) = self.wishes.remove(&group) {
+                self.stats.guessed_wrong_bytes += wish.arrived();
             }
         }
     }
