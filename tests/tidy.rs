@@ -63,7 +63,15 @@ const OWNERS: &[(&[&str], &[&str])] = &[
     (&["hmac"], &["node/src/transfer/proof"]),
     (&["sled"], &["node/src/store"]),
     (
-        &["candle_core", "candle_nn", "gemm", "tokenizers", "minijinja", "minijinja_contrib"],
+        &[
+            "candle_core",
+            "candle_nn",
+            "candle_transformers",
+            "gemm",
+            "tokenizers",
+            "minijinja",
+            "minijinja_contrib",
+        ],
         &["node/src/engine"],
     ),
     (&["axum"], &["node/src/rpc"]),

@@ -3,6 +3,8 @@
 //! Grows with the sequence, by doubling, up to the length it was made for. What a failed pass left
 //! beyond [`KvCache::len`] is overwritten by the next one.
 
+use super::whole::Seen;
+
 /// What a model keeps for every token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CacheShape {
@@ -26,6 +28,8 @@ impl CacheShape {
 pub(crate) struct KvCache {
     blocks: Vec<Vec<HeadCache>>,
     len: usize,
+    /// What a model that is not ours keeps instead.
+    pub(crate) whole: Option<Seen>,
 }
 
 /// Keys and values of one head in one block, by tokens.
@@ -37,7 +41,7 @@ pub(crate) struct HeadCache {
 
 impl KvCache {
     pub(crate) fn new(shape: CacheShape) -> Self {
-        Self { blocks: vec![vec![HeadCache::default(); shape.heads]; shape.blocks], len: 0 }
+        Self { blocks: vec![vec![HeadCache::default(); shape.heads]; shape.blocks], len: 0, whole: None }
     }
 
     /// Tokens in it.

@@ -51,6 +51,7 @@ mod stop;
 mod stored;
 mod template;
 mod text;
+mod whole;
 mod wordpiece;
 
 #[cfg(test)]
@@ -75,6 +76,7 @@ pub use request::{Done, Event, FinishReason, Prompt, Request, Token};
 pub use sampling::{Logprob, Sampling};
 pub use sentence::normalize;
 pub use text::Message;
+pub use whole::is_whole;
 
 use crate::{config, journal::Journal, weights::Weights};
 use actor::{Actor, Command};
@@ -134,7 +136,10 @@ impl Engine {
         journal: Arc<Journal>,
     ) -> Result<Self, EngineError> {
         let device = device(config)?;
-        let architecture = arch::read(files, weights.manifest())?;
+        let architecture = match whole::read(files, &weights, config.memory, &device)? {
+            Some(whole) => whole,
+            None => arch::read(files, weights.manifest())?,
+        };
         let text = Arc::new(Text::read(files)?);
         let model = Model::new(architecture, weights, journal, device)?.stored(Stored::read(files)?);
         let shape = model.shape();

@@ -4,7 +4,10 @@
 //! kept only if its weights stay in memory anyway. Which groups those are, and that the next ones
 //! are on their way, is the business of [`Weights`].
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
 use candle_core::{Device, Tensor};
 use surf_protocol::{Group, Stack};
@@ -23,6 +26,9 @@ use crate::{
     journal::{Event, Journal},
     weights::{Tensors, Weights},
 };
+
+/// What steps that need nothing get.
+pub(crate) static NO_TENSORS: LazyLock<Tensors> = LazyLock::new(Tensors::default);
 
 /// A model, and the layers of it that stay.
 #[derive(Debug)]
@@ -121,7 +127,8 @@ impl Model {
         }
         let weights = Arc::clone(&self.weights);
         let mut pass = Pass::new(entries, &*weights);
-        let logits = self.run(Stack::Decoder, &mut pass, &wanted)?;
+        pass.wanted = wanted;
+        let logits = self.run(Stack::Decoder, &mut pass)?;
         for span in &mut pass.spans {
             span.cache.advance(span.rows.len());
             span.source.as_mut().into_iter().for_each(|source| source.complete());
@@ -151,20 +158,14 @@ impl Model {
         };
         let weights = Arc::clone(&self.weights);
         let mut pass = Pass::new(rows.iter().zip(&mut caches).map(entry), &*weights);
-        let hidden = self.run(Stack::Encoder, &mut pass, &[])?;
+        let hidden = self.run(Stack::Encoder, &mut pass)?;
         let hidden = hidden.ok_or_else(|| EngineError::Request("the model has no encoder".to_owned()))?;
         let part = |span: &Span<'_>| hidden.narrow(0, span.rows.start, span.rows.len());
         Ok(pass.spans.iter().map(part).collect::<Result<_, _>>()?)
     }
 
-    /// All steps of one stage. The head is skipped if no logits are `wanted`, whose rows are in rising
-    /// order.
-    fn run(
-        &mut self,
-        stage: Stack,
-        pass: &mut Pass<'_>,
-        wanted: &[u32],
-    ) -> Result<Option<Tensor>, EngineError> {
+    /// All steps of one stage. The head is skipped if no logits are wanted.
+    fn run(&mut self, stage: Stack, pass: &mut Pass<'_>) -> Result<Option<Tensor>, EngineError> {
         let mut tables = TableRows { weights: &*self.weights, kept: &self.kept };
         let mut x = self.architecture.embed(&mut tables, pass)?;
         let mut all = true;
@@ -172,12 +173,12 @@ impl Model {
             if self.steps[at].stage() != stage {
                 continue;
             }
-            if self.steps[at].head && wanted.is_empty() {
+            if self.steps[at].head && pass.wanted.is_empty() {
                 return Ok(None);
             }
             if self.steps[at].head && all {
                 all = false;
-                let wanted = Tensor::from_slice(wanted, wanted.len(), &self.device)?;
+                let wanted = Tensor::from_slice(&pass.wanted, pass.wanted.len(), &self.device)?;
                 x = x.index_select(&wanted, 0)?;
             }
             let layer = self.layer(at)?;
@@ -192,6 +193,9 @@ impl Model {
 
     /// The layer after step `at`, if its weights are here.
     fn next(&mut self, at: usize) -> Result<Option<Arc<dyn Layer>>, EngineError> {
+        if self.architecture.takes_all() {
+            return Ok(None);
+        }
         let Some(step) = self.steps.get(at + 1) else { return Ok(None) };
         match self.weights.ready(&step.group) {
             Some(tensors) => self.layer_of(at + 1, tensors).map(Some),
@@ -201,6 +205,10 @@ impl Model {
 
     /// The layer of step `at`.
     fn layer(&mut self, at: usize) -> Result<Arc<dyn Layer>, EngineError> {
+        if self.architecture.takes_all() {
+            let parts = Parts::new(&NO_TENSORS, &self.device);
+            return Ok(Arc::from(self.architecture.layer(&self.steps[at], &parts)?));
+        }
         let tensors = self.weights.group(&self.steps[at].group)?;
         self.layer_of(at, tensors)
     }

@@ -218,7 +218,7 @@ pub(crate) fn vector(name: &str, raw: &RawTensor, size: usize) -> Result<Arc<[f3
 }
 
 /// All elements of `raw`, widened.
-fn values(name: &str, raw: &RawTensor) -> Result<Arc<[f32]>, EngineError> {
+pub(crate) fn values(name: &str, raw: &RawTensor) -> Result<Arc<[f32]>, EngineError> {
     let float = float(name, raw)?;
     // A whole tensor was checked to have a size that can be had.
     let count = raw.shape.iter().product();

@@ -23,6 +23,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) tokens: Vec<u32>,
     /// Where each token stands in its sequence.
     pub(crate) positions: Vec<u32>,
+    /// The rows whose logits are wanted, in rising order.
+    pub(crate) wanted: Vec<u32>,
     /// Where experts come from, of which only the tokens tell which they need.
     pub(crate) weights: &'a dyn Weights,
     /// The layer that comes next, if its weights are here already.
@@ -63,7 +65,8 @@ impl<'a> Pass<'a> {
     /// The new tokens of these sequences.
     pub(crate) fn new(entries: impl IntoIterator<Item = Entry<'a>>, weights: &'a dyn Weights) -> Self {
         let (spans, tokens, positions, turns) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut pass = Self { spans, tokens, positions, weights, next: None, distances: None, turns };
+        let wanted = Vec::new();
+        let mut pass = Self { spans, tokens, positions, wanted, weights, next: None, distances: None, turns };
         for Entry { tokens, positions, cache, source } in entries {
             let (first, start) = (pass.tokens.len(), cache.len());
             pass.tokens.extend_from_slice(tokens);

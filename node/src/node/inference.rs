@@ -160,7 +160,9 @@ impl Node {
         let runtime = tokio::runtime::Handle::current();
         let journal = Arc::clone(&self.parts.journal);
         let id = manifest.id();
-        let weights = Streamed::new(manifest, source, config.memory, runtime, Arc::clone(&journal));
+        // What is not streamed passes through, to where the engine keeps it.
+        let memory = if engine::is_whole(&files) { 0 } else { config.memory };
+        let weights = Streamed::new(manifest, source, memory, runtime, Arc::clone(&journal));
         let weights = Arc::new(weights);
         let loading = tokio::task::spawn_blocking({
             let weights = Arc::clone(&weights);

@@ -36,7 +36,7 @@ use std::fmt;
 use candle_core::Tensor;
 use surf_protocol::{Group, Manifest, Stack};
 
-use super::{EngineError, cache::CacheShape, fields::Fields, files::Files, parts::Parts, pass::Pass};
+use super::{EngineError, cache::CacheShape, fields::Fields, files::Files, parts::Parts, pass::Pass, whole};
 
 /// A way to read a configuration.
 type Read = fn(&Fields<'_>) -> Result<Box<dyn Architecture>, EngineError>;
@@ -80,6 +80,11 @@ pub(crate) trait Architecture: fmt::Debug + Send + Sync {
 
     /// What passes visit after the embedding, in order. A pass visits the steps of one stage.
     fn steps(&self) -> Vec<Step>;
+
+    /// Whether it takes all weights itself, before the first pass, so that no step asks for any.
+    fn takes_all(&self) -> bool {
+        false
+    }
 
     /// Where the tokens of a row stand when it is run whole. `mask` says which of them count; the
     /// others are left out of the pass, but may push those after them on.
@@ -174,6 +179,7 @@ pub(crate) fn read(files: &Files, manifest: &Manifest) -> Result<Box<dyn Archite
         return read(&fields, manifest);
     }
     let names = SUPPORTED.iter().map(|(name, _)| *name).chain(SUPPORTED_NAMED.map(|(name, _)| name));
+    let names = names.chain(whole::names());
     let supported = names.collect::<Vec<_>>().join(", ");
     Err(EngineError::Unsupported { model_type: model_type.to_owned(), supported })
 }

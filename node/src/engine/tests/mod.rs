@@ -5,6 +5,7 @@ mod encoders;
 mod experts;
 mod swarm;
 mod weights;
+mod whole;
 
 use std::time::Duration;
 
@@ -127,7 +128,7 @@ agrees_with_transformers! {
 async fn variants_agree_with_transformers() {
     let folders = std::fs::read_dir(fixture("variants")).unwrap();
     let folders: Vec<_> = folders.map(|entry| entry.unwrap().path().to_str().unwrap().to_owned()).collect();
-    assert!(23 <= folders.len(), "{folders:?}");
+    assert!(36 <= folders.len(), "{folders:?}");
     let mut all = Vec::new();
     for folder in folders {
         for resident in [false, true] {

@@ -1,0 +1,259 @@
+//! Models that are not streamed: families that candle-transformers can run, each from all its weights
+//! at once.
+//!
+//! To the rest of the engine such a model is an architecture of two steps that need no weights: it took
+//! them all before the first pass, in f32. What candle keeps of a sequence hangs on that sequence's
+//! cache.
+
+mod families;
+mod weights;
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use serde_json::Value;
+use surf_protocol::Group;
+
+use self::{families::Family, weights::AllWeights};
+use super::{
+    EngineError,
+    arch::{Architecture, Kind, Layer, Shape, Step, Tables},
+    cache::CacheShape,
+    fields::Fields,
+    files::Files,
+    host,
+    parts::Parts,
+    pass::Pass,
+};
+use crate::weights::Weights;
+
+/// A model of candle's with what it has seen of one sequence.
+pub(crate) trait Causal: fmt::Debug + Send + Sync {
+    /// Reads `tokens`, `[1, tokens]`, that follow the `seen` ones before them. Returns logits, the last
+    /// token's last.
+    fn forward(&mut self, tokens: &Tensor, seen: usize) -> candle_core::Result<Tensor>;
+
+    /// The same model, if it has seen nothing yet.
+    fn fresh(&self) -> Box<dyn Causal>;
+}
+
+/// One sequence as candle has seen it.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    model: Box<dyn Causal>,
+    tokens: usize,
+}
+
+/// Whether the model that `files` describe runs from all its weights at once, if at all.
+pub fn is_whole(files: &Files) -> bool {
+    let config = files.object("config.json").unwrap_or_default();
+    Fields::new(&config).text("model_type").ok().flatten().and_then(families::find).is_some()
+}
+
+/// The names of all families that run whole.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    families::FAMILIES.iter().map(|family| family.model_type)
+}
+
+/// The model that `files` describe, if it is of a family that runs whole. Fails if its weights as f32
+/// have more than `memory` bytes.
+pub(crate) fn read(
+    files: &Files,
+    weights: &Arc<dyn Weights>,
+    memory: u64,
+    device: &Device,
+) -> Result<Option<Box<dyn Architecture>>, EngineError> {
+    let config = files.object("config.json")?;
+    let fields = Fields::new(&config);
+    let Some(family) = fields.text("model_type")?.and_then(families::find) else { return Ok(None) };
+    let elements = |shape: &[u64]| shape.iter().fold(1u64, |all, &size| all.saturating_mul(size));
+    let tensors = weights.manifest().tensors().iter();
+    let needed = tensors.map(|tensor| elements(&tensor.shape)).fold(0, u64::saturating_add).saturating_mul(4);
+    if memory < needed {
+        let reason = format!(
+            "is {:?}, which is not streamed: its weights take {needed} bytes as f32, and memory is {memory}",
+            family.model_type
+        );
+        return Err(fields.invalid("model_type", reason));
+    }
+    let blocks = fields.count("num_hidden_layers", 1..=1024)?;
+    let hidden = fields.count("hidden_size", 1..=1 << 16)?;
+    let heads = fields.count("num_attention_heads", 1..=1024)?;
+    let kv_heads = fields.count_if("num_key_value_heads", 1..=1024)?.unwrap_or(heads);
+    let head_dim = fields.count_if("head_dim", 1..=1024)?.unwrap_or(hidden / heads);
+    for (name, fits) in [
+        ("num_attention_heads", 0 < head_dim && (fields.has("head_dim") || hidden.is_multiple_of(heads))),
+        ("num_key_value_heads", heads.is_multiple_of(kv_heads)),
+    ] {
+        if !fits {
+            return Err(fields.invalid(name, "does not divide what it should"));
+        }
+    }
+    fields.count("intermediate_size", 1..=1 << 20)?;
+    let positions = fields.count_if("max_position_embeddings", 1..=1 << 24)?.unwrap_or(families::CONTEXT);
+    let window = fields.count_if("sliding_window", 1..=1 << 24)?.unwrap_or(positions);
+    let context = positions.min(window).min(families::CONTEXT_MAX);
+    let config = family.config(&fields, &config, context)?;
+    let groups = weights.manifest().groups();
+    let (Some(first), Some(last)) = (groups.first(), groups.last()) else {
+        return Err(EngineError::file("the model", "has no weights"));
+    };
+    Ok(Some(Box::new(Whole {
+        family,
+        shape: Shape {
+            vocab: fields.count("vocab_size", 1..=1 << 22)?,
+            context,
+            cache: CacheShape { blocks, heads: kv_heads, elements: 2 * head_dim },
+            kind: Kind::Causal,
+        },
+        steps: [first.group.clone(), last.group.clone()],
+        config,
+        weights: Arc::clone(weights),
+        device: device.clone(),
+        running: Mutex::default(),
+    })))
+}
+
+/// See the module.
+#[derive(Debug)]
+struct Whole {
+    family: &'static Family,
+    shape: Shape,
+    /// By whose names the two steps go: the first group and the last.
+    steps: [Group; 2],
+    config: Value,
+    weights: Arc<dyn Weights>,
+    device: Device,
+    running: Mutex<Option<Arc<Running>>>,
+}
+
+/// The model, once it has its weights.
+#[derive(Debug)]
+struct Running {
+    model: Box<dyn Causal>,
+    vocab: usize,
+    device: Device,
+    /// What the first step of a pass computed, for the second to give.
+    logits: Mutex<Option<Tensor>>,
+}
+
+impl Whole {
+    fn running(&self) -> Result<Arc<Running>, EngineError> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = &*running {
+            return Ok(Arc::clone(running));
+        }
+        let all = AllWeights::new(Arc::clone(&self.weights));
+        let failed = all.failed();
+        let tensors = VarBuilder::from_backend(Box::new(all), DType::F32, self.device.clone());
+        let model = guarded(|| (self.family.build)(self.config.clone(), tensors));
+        // Why weights did not come is lost on the way through candle.
+        if let Some(error) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(error);
+        }
+        let made = Arc::new(Running {
+            model: model?,
+            vocab: self.shape.vocab,
+            device: self.device.clone(),
+            logits: Mutex::default(),
+        });
+        Ok(Arc::clone(running.insert(made)))
+    }
+}
+
+impl Architecture for Whole {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn steps(&self) -> Vec<Step> {
+        let [first, last] = self.steps.clone();
+        vec![Step { group: first, head: false }, Step { group: last, head: true }]
+    }
+
+    fn takes_all(&self) -> bool {
+        true
+    }
+
+    fn embed(&self, _: &mut dyn Tables, pass: &Pass<'_>) -> Result<Tensor, EngineError> {
+        // The tokens are in the pass.
+        host::tensor(vec![0.0; pass.tokens.len()], pass.tokens.len(), 1)
+    }
+
+    fn layer(&self, step: &Step, _: &Parts<'_>) -> Result<Box<dyn Layer>, EngineError> {
+        let running = self.running()?;
+        Ok(if step.head { Box::new(Logits(running)) } else { Box::new(Reading(running)) })
+    }
+}
+
+/// All of a pass.
+#[derive(Debug)]
+struct Reading(Arc<Running>);
+
+/// The logits that are wanted of it.
+#[derive(Debug)]
+struct Logits(Arc<Running>);
+
+impl Layer for Reading {
+    fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, EngineError> {
+        let Running { model, vocab, device, logits } = &*self.0;
+        let mut all = Vec::with_capacity(pass.wanted.len() * vocab);
+        for span in &mut pass.spans {
+            if span.start == 0 {
+                span.cache.whole = Some(Seen { model: model.fresh(), tokens: 0 });
+            }
+            let Some(seen) = span.cache.whole.as_mut().filter(|seen| seen.tokens == span.start) else {
+                return Err(EngineError::Request("an earlier pass over this sequence failed".to_owned()));
+            };
+            let mut from = span.rows.start;
+            // Candle gives the logits of the last token only, so each that is wanted ends a run.
+            let inside = pass.wanted.iter().map(|&row| row as usize).filter(|row| span.rows.contains(row));
+            let mut ends: Vec<(usize, bool)> = inside.map(|row| (row + 1, true)).collect();
+            if ends.last().is_none_or(|&(end, _)| end < span.rows.end) {
+                ends.push((span.rows.end, false));
+            }
+            for (end, wanted) in ends {
+                let tokens = Tensor::new(&pass.tokens[from..end], device)?.unsqueeze(0)?;
+                let y = guarded(|| seen.model.forward(&tokens, seen.tokens))?;
+                seen.tokens += end - from;
+                from = end;
+                if wanted {
+                    all.extend(last_row(&y, *vocab)?);
+                }
+            }
+        }
+        let rows = pass.wanted.len();
+        let made = if rows == 0 { None } else { Some(host::tensor(all, rows, *vocab)?) };
+        *logits.lock().unwrap_or_else(PoisonError::into_inner) = made;
+        Ok(x.clone())
+    }
+}
+
+impl Layer for Logits {
+    fn forward(&self, _: &Tensor, _: &mut Pass<'_>) -> Result<Tensor, EngineError> {
+        let logits = self.0.logits.lock().unwrap_or_else(PoisonError::into_inner).take();
+        logits.ok_or_else(|| EngineError::Request("no logits were computed".to_owned()))
+    }
+}
+
+/// The last `vocab` numbers of `y`.
+fn last_row(y: &Tensor, vocab: usize) -> Result<Vec<f32>, EngineError> {
+    let y = y.to_dtype(DType::F32)?.flatten_all()?;
+    let start = y.elem_count().checked_sub(vocab);
+    let start =
+        start.ok_or_else(|| EngineError::config("vocab_size", "is more than the model's head has"))?;
+    Ok(y.narrow(0, start, vocab)?.to_vec1()?)
+}
+
+/// Runs candle's code, which may panic on configurations that it was not made for.
+fn guarded<R>(with: impl FnOnce() -> candle_core::Result<R>) -> Result<R, EngineError> {
+    match catch_unwind(AssertUnwindSafe(with)) {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(EngineError::file("config.json", "describes a model that cannot be computed")),
+    }
+}

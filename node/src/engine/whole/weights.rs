@@ -1,0 +1,94 @@
+//! All weights of a model as candle asks for them: one tensor after the other, by name, in f32.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use candle_core::{DType, Device, Error, Result, Shape, Tensor};
+use candle_nn::{Init, var_builder::SimpleBackend};
+use surf_protocol::{Dtype, Group};
+
+use crate::{
+    engine::{EngineError, parts},
+    weights::{Tensors, Weights},
+};
+
+/// Where [`candle_nn::VarBuilder`] takes tensors from.
+pub(super) struct AllWeights {
+    weights: Arc<dyn Weights>,
+    groups: HashMap<String, Group>,
+    /// The group that was asked for last: its other tensors come next.
+    last: Mutex<Option<(Group, Arc<Tensors>)>>,
+    failed: Arc<Mutex<Option<EngineError>>>,
+}
+
+impl AllWeights {
+    pub(super) fn new(weights: Arc<dyn Weights>) -> Self {
+        let manifest = weights.manifest();
+        let mut groups = HashMap::new();
+        for entry in manifest.groups() {
+            for tensor in manifest.group(&entry.group).into_iter().flatten() {
+                groups.insert(tensor.name.clone(), entry.group.clone());
+            }
+        }
+        Self { weights, groups, last: Mutex::default(), failed: Arc::default() }
+    }
+
+    /// Where it is put why a tensor could not be had.
+    pub(super) fn failed(&self) -> Arc<Mutex<Option<EngineError>>> {
+        Arc::clone(&self.failed)
+    }
+
+    fn tensor(&self, name: &str, device: &Device) -> std::result::Result<Tensor, EngineError> {
+        let missing = || EngineError::tensor(name, "is missing from the model");
+        let group = self.groups.get(name).ok_or_else(missing)?;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let tensors = match &*last {
+            Some((known, tensors)) if known == group => Arc::clone(tensors),
+            _ => self.weights.group(group)?,
+        };
+        *last = Some((group.clone(), Arc::clone(&tensors)));
+        let raw = tensors.tensors.get(name).ok_or_else(missing)?;
+        if matches!(raw.dtype, Dtype::F8E4M3 | Dtype::F8E5M2) {
+            return Err(EngineError::tensor(
+                name,
+                "is float8, of which only models that are streamed know the scales",
+            ));
+        }
+        let values = parts::values(name, raw)?;
+        Ok(Tensor::from_slice(&values, raw.shape.as_slice(), device)?)
+    }
+}
+
+impl SimpleBackend for AllWeights {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let tensor = self.get_unchecked(name, dtype, device)?;
+        if tensor.shape() != &shape {
+            let reason = format!("is {:?}, not {:?}", tensor.dims(), shape.dims());
+            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(EngineError::tensor(name, reason));
+            return Err(Error::UnexpectedShape {
+                msg: name.to_owned(),
+                expected: shape,
+                got: tensor.shape().clone(),
+            });
+        }
+        Ok(tensor)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        match self.tensor(name, device) {
+            Ok(tensor) => tensor.to_dtype(dtype),
+            Err(error) => {
+                let said = error.to_string();
+                *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                Err(Error::Msg(said))
+            }
+        }
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.groups.contains_key(name)
+    }
+}
