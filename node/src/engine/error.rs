@@ -19,6 +19,12 @@ pub enum EngineError {
         /// The ones that are.
         supported: String,
     },
+    /// A model whose weights nobody here can read.
+    #[error("the model is distributed like any other, but cannot be run: {}", no_weights(.found))]
+    NoWeights {
+        /// Some of the files that hold them, by their names.
+        found: Vec<String>,
+    },
     /// A file of the model is missing or is not what it should be.
     #[error("{file}: {reason}")]
     File {
@@ -70,6 +76,16 @@ pub enum EngineError {
     /// The engine has stopped.
     #[error("the engine has stopped")]
     Stopped,
+}
+
+fn no_weights(found: &[String]) -> String {
+    match found {
+        [] => "it has no weights".to_owned(),
+        _ => format!(
+            "the weights in {} are in a format that this program does not compute with",
+            found.join(", ")
+        ),
+    }
 }
 
 impl From<candle_core::Error> for EngineError {

@@ -12,6 +12,7 @@
 //! - `arch`: which groups, and what each is made of. `parts`: tensors to layers, as they are `stored`.
 //! - `attention`, `plain_attention`, `latent`, `mlp`, `experts`, `router`, `norm`, `rotary`, `distances`,
 //!   `linear`: the layers. `kernels`: their arithmetic.
+//! - `files`: the small files of a model, and `gguf`: what stands for them in a GGUF file.
 //! - `sampling`, `stop`, `text`, `wordpiece`, `template`: from logits to text, and from text to tokens.
 //! - `sentence`: from vectors of tokens to one of the text.
 //! - `check`: is it right? Compares with what another implementation computed.
@@ -30,6 +31,7 @@ mod error;
 mod experts;
 mod fields;
 mod files;
+mod gguf;
 mod host;
 mod kernels;
 mod latent;
@@ -63,6 +65,7 @@ use std::sync::{
 };
 
 use candle_core::Device;
+use surf_protocol::Manifest;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -72,6 +75,7 @@ pub use batch::{Output, Row, What};
 pub use check::Report;
 pub use error::EngineError;
 pub use files::Files;
+pub use gguf::Wanted;
 pub use request::{Done, Event, FinishReason, Prompt, Request, Token};
 pub use sampling::{Logprob, Sampling};
 pub use sentence::normalize;
@@ -101,6 +105,26 @@ const OUTPUT_BYTES_MAX: u64 = 1 << 30;
 
 /// Tokens of texts that are embedded before others have their turn.
 const EMBED_TOKENS_MAX: usize = 4096;
+
+/// How files of weights are called, understood or not.
+const WEIGHTS: [&str; 13] = [
+    "bin",
+    "ckpt",
+    "ggml",
+    "gguf",
+    "h5",
+    "llamafile",
+    "mlmodel",
+    "msgpack",
+    "onnx",
+    "pt",
+    "pth",
+    "safetensors",
+    "tflite",
+];
+
+/// Files that an error names, if there are many.
+const NAMED_MAX: usize = 3;
 
 /// Stop strings of one request, and bytes in each.
 const STOPS_MAX: usize = 64;
@@ -136,6 +160,7 @@ impl Engine {
         journal: Arc<Journal>,
     ) -> Result<Self, EngineError> {
         let device = device(config)?;
+        runnable(weights.manifest())?;
         let architecture = match whole::read(files, &weights, config.memory, &device)? {
             Some(whole) => whole,
             None => arch::read(files, weights.manifest())?,
@@ -304,6 +329,21 @@ impl Engine {
 /// Whether this build can compute as `config` says, on this machine.
 pub fn usable(config: &config::Engine) -> Result<(), EngineError> {
     device(config).map(drop)
+}
+
+/// Fails for a model in formats that are distributed like any other, but not understood.
+fn runnable(manifest: &Manifest) -> Result<(), EngineError> {
+    if !manifest.tensors().is_empty() {
+        return Ok(());
+    }
+    let is_of_weights = |path: &&str| {
+        path.rsplit_once('.')
+            .is_some_and(|(_, extension)| WEIGHTS.contains(&&*extension.to_ascii_lowercase()))
+    };
+    let paths = manifest.files().iter().map(|file| file.path.as_str());
+    Err(EngineError::NoWeights {
+        found: paths.filter(is_of_weights).take(NAMED_MAX).map(str::to_owned).collect(),
+    })
 }
 
 fn device(config: &config::Engine) -> Result<Device, EngineError> {

@@ -17,7 +17,7 @@ use super::{
     EngineError,
     arch::{Architecture, Layer, Shape, Step, Tables},
     cache::{CacheShape, KvCache},
-    host, parts,
+    gguf, host, parts,
     parts::Parts,
     pass::{Entry, Pass, Span},
     stored::Stored,
@@ -243,6 +243,8 @@ struct TableRows<'a> {
 impl Tables for TableRows<'_> {
     fn rows(&mut self, tensor: &str, rows: &[u32], cols: usize) -> Result<Tensor, EngineError> {
         let mut values = Vec::with_capacity(rows.len() * cols);
+        let manifest = self.weights.manifest();
+        let tensor = &*gguf::stored_name(tensor, |name| manifest.tensor(name).is_some());
         let kept = self.kept.get(&Group::Embed).and_then(|kept| kept.tensors.tensors.get(tensor));
         if let Some(raw) = kept {
             let table_rows = raw.shape.first().copied().unwrap_or(0);

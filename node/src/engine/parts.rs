@@ -9,7 +9,7 @@ use candle_core::Device;
 use surf_protocol::Dtype;
 
 use super::{
-    EngineError,
+    EngineError, gguf,
     kernels::{Float, Matrix, Scales},
     linear::Linear,
     norm::{LayerNorm, RmsNorm},
@@ -186,6 +186,11 @@ impl<'a> Parts<'a> {
         LayerNorm::new(part(weight)?, part(bias)?, eps, self.device)
     }
 
+    /// The weights of several projections, stored as one tensor called `name`, if they are.
+    pub(crate) fn stack(&self, name: &str) -> Option<&'a RawTensor> {
+        gguf::find(&self.name(name, "weight"), |name| self.tensors.tensors.get(name))
+    }
+
     /// The table called `name`, of `rows` by `cols`, as numbers.
     pub(crate) fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>, EngineError> {
         let table = matrix(&self.name(name, "weight"), self.raw(name, "weight")?, rows, cols)?;
@@ -198,14 +203,17 @@ impl<'a> Parts<'a> {
 
     fn raw(&self, name: &str, kind: &str) -> Result<&'a RawTensor, EngineError> {
         let name = self.name(name, kind);
-        let found = self.tensors.tensors.get(&name);
+        let found = gguf::find(&name, |name| self.tensors.tensors.get(name));
         found.ok_or_else(|| EngineError::tensor(name, "is missing from its group"))
     }
 }
 
 /// `raw` as a matrix of `rows` by `cols`.
 pub(crate) fn matrix(name: &str, raw: &RawTensor, rows: usize, cols: usize) -> Result<Matrix, EngineError> {
-    check(name, raw, &[rows, cols])?;
+    // One row may be written as a vector.
+    if rows != 1 || raw.shape != [cols] {
+        check(name, raw, &[rows, cols])?;
+    }
     let float = float(name, raw)?;
     Matrix::new(float, rows, cols, raw.pieces.clone())
         .ok_or_else(|| EngineError::tensor(name, "has bytes that do not make up its shape"))

@@ -106,7 +106,13 @@ impl Rotary {
         spelling: &Spelling<'_>,
     ) -> Result<Self, EngineError> {
         let Scaled { speeds, scale, reach } = Settings::read(fields, head_dim, spelling)?.scaled()?;
-        Ok(Self { speeds, scale: scale as f32, pairing: spelling.pairing, reach })
+        // As DeepSeek says it, and GGUF does for Llama.
+        let pairing = match fields.flag("rope_interleave")? {
+            Some(true) => Pairing::Neighbours,
+            Some(false) => Pairing::Halves,
+            None => spelling.pairing,
+        };
+        Ok(Self { speeds, scale: scale as f32, pairing, reach })
     }
 
     /// How many tokens there may be, if a model says that it is made for `context`.

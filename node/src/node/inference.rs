@@ -4,6 +4,7 @@
 //! one that is: a request for it waits a while for that, and is told that the node is busy after.
 
 use std::{
+    ops::Range,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -151,6 +152,7 @@ impl Node {
                 files.0.insert(name.to_owned(), bytes);
             }
         }
+        add_gguf(&*source, &manifest, &mut files).await?;
         for name in files.named() {
             if let Some(bytes) = read(&*source, &manifest, &name).await? {
                 files.0.insert(name, bytes);
@@ -239,6 +241,40 @@ impl Loaded {
             resident_bytes: stats.resident_bytes,
         }
     }
+}
+
+/// What a GGUF file says about the model, if it is in one.
+async fn add_gguf(source: &dyn ModelSource, manifest: &Manifest, files: &mut Files) -> Result<(), NodeError> {
+    let Some(wanted) = Files::wanted_of_gguf(manifest) else { return Ok(()) };
+    if FILE_SIZE_MAX < wanted.head {
+        let why =
+            format!("the metadata of {} has {} bytes; {FILE_SIZE_MAX} are read", manifest.id(), wanted.head);
+        return Err(NodeError::Invalid(why));
+    }
+    let head = bytes_of(source, manifest, wanted.file, 0..wanted.head).await?;
+    let mut tensors = Vec::new();
+    for name in wanted.tensors {
+        if let Some(tensor) = manifest.tensor(&name) {
+            let range = tensor.offset..tensor.offset + tensor.size;
+            tensors.push((name, bytes_of(source, manifest, tensor.file, range).await?.to_vec()));
+        }
+    }
+    Ok(files.add_gguf(manifest, wanted.file, &head, &tensors)?)
+}
+
+/// Some bytes of the file at position `file`.
+async fn bytes_of(
+    source: &dyn ModelSource,
+    manifest: &Manifest,
+    file: u32,
+    range: Range<u64>,
+) -> Result<Bytes, NodeError> {
+    let mut bytes = BytesMut::new();
+    for piece in manifest.pieces(file, range) {
+        let chunk = source.chunk(piece.chunk, Urgency::Deadline(0)).await?;
+        bytes.extend_from_slice(&chunk.bytes()[piece.range.start as usize..piece.range.end as usize]);
+    }
+    Ok(bytes.freeze())
 }
 
 /// A small file of the model, whole, if the model has it.

@@ -67,6 +67,7 @@ impl MixtureShape {
                 correction,
                 routing: self.routing.clone(),
             },
+            stacked: self.experts.stacked(block),
             experts: self.experts.clone(),
             block: index,
             stored: block.how_stored(),

@@ -36,7 +36,9 @@ use std::fmt;
 use candle_core::Tensor;
 use surf_protocol::{Group, Manifest, Stack};
 
-use super::{EngineError, cache::CacheShape, fields::Fields, files::Files, parts::Parts, pass::Pass, whole};
+use super::{
+    EngineError, cache::CacheShape, fields::Fields, files::Files, gguf, parts::Parts, pass::Pass, whole,
+};
 
 /// A way to read a configuration.
 type Read = fn(&Fields<'_>) -> Result<Box<dyn Architecture>, EngineError>;
@@ -186,6 +188,8 @@ pub(crate) fn read(files: &Files, manifest: &Manifest) -> Result<Box<dyn Archite
 
 /// The first of `roots` before which `name` is the name of a tensor.
 fn root(manifest: &Manifest, roots: &[&'static str], name: &str) -> Result<&'static str, EngineError> {
-    let found = roots.iter().find(|root| manifest.tensor(&format!("{root}{name}")).is_some());
+    let is_there =
+        |root: &&&str| gguf::find(&format!("{root}{name}"), |name| manifest.tensor(name)).is_some();
+    let found = roots.iter().find(is_there);
     found.copied().ok_or_else(|| EngineError::tensor(name, "is missing from the model"))
 }

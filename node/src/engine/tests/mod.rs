@@ -3,6 +3,7 @@
 
 mod encoders;
 mod experts;
+mod gguf;
 mod swarm;
 mod weights;
 mod whole;

@@ -1,4 +1,4 @@
-//! Weights straight from a folder's safetensors files, in pieces as chunks would bring them.
+//! Weights straight from the files of a folder, in pieces as chunks would bring them.
 
 use std::{
     collections::HashMap,
@@ -34,9 +34,12 @@ struct State {
 }
 
 impl FileWeights {
-    pub(super) fn open(folder: &str) -> Self {
-        let manifest = cut(Path::new(folder), &Options::default(), &Nobody).unwrap();
-        let read = |path: &str| Bytes::from(std::fs::read(format!("{folder}/{path}")).unwrap());
+    /// Of the folder or the single file at `path`.
+    pub(super) fn open(path: &str) -> Self {
+        let path = Path::new(path);
+        let manifest = cut(path, &Options::default(), &Nobody).unwrap();
+        let folder = if path.is_dir() { path } else { path.parent().unwrap() };
+        let read = |path: &str| Bytes::from(std::fs::read(folder.join(path)).unwrap());
         let files: Vec<Bytes> = manifest.files().iter().map(|file| read(&file.path)).collect();
         let named = |entry: &TensorEntry| (entry.name.clone(), raw(entry, &files[entry.file as usize]));
         let tensors = |entry: &GroupEntry| {

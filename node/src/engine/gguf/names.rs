@@ -1,0 +1,80 @@
+//! What tensors are called in GGUF files.
+
+/// What GGUF files call the modules of a block. Where there are two names, the one that is there is
+/// meant: Gemma has a norm behind attention, others before what follows.
+const MODULES: [(&str, &[&str]); 27] = [
+    ("input_layernorm", &["attn_norm"]),
+    ("post_attention_layernorm", &["post_attention_norm", "ffn_norm"]),
+    ("pre_feedforward_layernorm", &["ffn_norm"]),
+    ("post_feedforward_layernorm", &["post_ffw_norm"]),
+    ("self_attn.q_proj", &["attn_q"]),
+    ("self_attn.k_proj", &["attn_k"]),
+    ("self_attn.v_proj", &["attn_v"]),
+    ("self_attn.qkv_proj", &["attn_qkv"]),
+    ("self_attn.o_proj", &["attn_output"]),
+    ("self_attn.q_norm", &["attn_q_norm"]),
+    ("self_attn.k_norm", &["attn_k_norm"]),
+    ("mlp.gate_proj", &["ffn_gate"]),
+    ("mlp.up_proj", &["ffn_up"]),
+    ("mlp.gate_up_proj", &["ffn_up"]),
+    ("mlp.down_proj", &["ffn_down"]),
+    ("mlp.gate", &["ffn_gate_inp"]),
+    ("mlp.experts.gate_proj", &["ffn_gate_exps"]),
+    ("mlp.experts.up_proj", &["ffn_up_exps"]),
+    ("mlp.experts.down_proj", &["ffn_down_exps"]),
+    ("mlp.shared_expert_gate", &["ffn_gate_inp_shexp"]),
+    ("mlp.shared_expert.gate_proj", &["ffn_gate_shexp"]),
+    ("mlp.shared_expert.up_proj", &["ffn_up_shexp"]),
+    ("mlp.shared_expert.down_proj", &["ffn_down_shexp"]),
+    ("block_sparse_moe.gate", &["ffn_gate_inp"]),
+    ("block_sparse_moe.experts.w1", &["ffn_gate_exps"]),
+    ("block_sparse_moe.experts.w3", &["ffn_up_exps"]),
+    ("block_sparse_moe.experts.w2", &["ffn_down_exps"]),
+];
+
+/// What `look_up` knows under `name`, else under the name that GGUF files have for it.
+pub(crate) fn find<T>(name: &str, look_up: impl Fn(&str) -> Option<T>) -> Option<T> {
+    look_up(name).or_else(|| candidates(name).iter().find_map(|name| look_up(name)))
+}
+
+/// The name under which `is_there` has the tensor that an architecture calls `name`.
+pub(crate) fn stored_name(name: &str, is_there: impl Fn(&str) -> bool) -> String {
+    find(name, |name| is_there(name).then(|| name.to_owned())).unwrap_or_else(|| name.to_owned())
+}
+
+/// Names that a tensor called `name` by transformers may have in a GGUF file.
+fn candidates(name: &str) -> Vec<String> {
+    let Some((module, kind)) = name.rsplit_once('.') else { return Vec::new() };
+    let outer = match module {
+        "model.embed_tokens" => Some("token_embd"),
+        "model.norm" => Some("output_norm"),
+        "lm_head" => Some("output"),
+        _ => None,
+    };
+    if let Some(outer) = outer {
+        return vec![format!("{outer}.{kind}")];
+    }
+    let inner = || {
+        let (number, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
+        let (_, names) = MODULES.iter().find(|(known, _)| *known == module)?;
+        Some(names.iter().map(|name| format!("blk.{number}.{name}.{kind}")).collect())
+    };
+    inner().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_is_found_under_either_name() {
+        let there = ["token_embd.weight", "blk.3.ffn_norm.weight", "model.norm.weight", "output_norm.weight"];
+        let stored = |name: &str| stored_name(name, |name| there.contains(&name));
+        assert_eq!(stored("model.embed_tokens.weight"), "token_embd.weight");
+        assert_eq!(stored("model.layers.3.post_attention_layernorm.weight"), "blk.3.ffn_norm.weight");
+        assert_eq!(stored("model.norm.weight"), "model.norm.weight");
+        // What is nowhere is looked for under its own name.
+        assert_eq!(stored("model.layers.3.mlp.up_proj.bias"), "model.layers.3.mlp.up_proj.bias");
+        assert_eq!(stored("odd"), "odd");
+    }
+}
