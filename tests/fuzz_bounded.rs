@@ -129,6 +129,12 @@ fn seeds_are_taken() {
         let size = u64::from_le_bytes(seed[..8].try_into().unwrap());
         assert_eq!(surf_chunker::tensors_of(&seed[8..], size).map(|tensors| tensors.len()), Some(2));
     }
+    for seed in seeds("gguf") {
+        let size = u64::from_le_bytes(seed[..8].try_into().unwrap());
+        assert_eq!(surf_chunker::tensors_of_gguf(&seed[8..], size).map(|tensors| tensors.len()), Some(2));
+        let metadata = surf_chunker::gguf::Metadata::read(&seed[8..]).unwrap();
+        assert_eq!(metadata.find("tokenizer.ggml.tokens").unwrap().as_list().unwrap().len(), 2);
+    }
     for seed in seeds("range") {
         targets::verified_range(&seed);
     }

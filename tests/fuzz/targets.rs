@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use ed25519_dalek::{Signer, SigningKey};
+use surf_chunker::gguf::Metadata;
 use surf_protocol::{
     Bitmap, ChunkId, Contact, Dtype, FileEntry, Group, GroupEntry, Manifest, ModelId, Name, NodeId,
     SignedContact, SignedName, Stack, TensorEntry, VerifiedRange,
@@ -37,6 +38,7 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "manifest", feed: manifest, seeds: manifest_seeds },
     Target { name: "range", feed: verified_range, seeds: range_seeds },
     Target { name: "header", feed: header, seeds: header_seeds },
+    Target { name: "gguf", feed: gguf, seeds: gguf_seeds },
 ];
 
 /// How long one input may take: far more than any needs, so that a slow machine is no failure.
@@ -139,6 +141,31 @@ pub(crate) fn header(bytes: &[u8]) {
     }
     assert!(filled.is_none_or(|filled| filled == size), "and fill the file");
 }
+
+/// Headers of GGUF files with their metadata. The first bytes say how large the file is.
+pub(crate) fn gguf(bytes: &[u8]) {
+    let Some((size, head)) = bytes.split_first_chunk::<8>() else { return };
+    if let Ok(metadata) = Metadata::read(head) {
+        for key in GGUF_KEYS {
+            let value = metadata.find(key);
+            if let Some(list) = value.and_then(|value| value.as_list()) {
+                assert_eq!(list.iter().count(), list.len());
+                assert!(list.len() <= head.len(), "a value has a byte at least");
+            }
+        }
+    }
+    let size = u64::from_le_bytes(*size);
+    let Some(tensors) = surf_chunker::tensors_of_gguf(head, size) else { return };
+    let mut end = 0;
+    for (_, place) in tensors {
+        assert!(place.start <= place.end && place.end <= size);
+        assert!(place.is_empty() || end <= place.start, "tensors lie apart");
+        end = end.max(place.end);
+    }
+}
+
+/// What stands in the metadata of [`gguf_seeds`].
+const GGUF_KEYS: [&str; 3] = ["general.architecture", "tokenizer.ggml.tokens", "tokenizer.ggml.scores"];
 
 /// The chunk whose ranges are proven: 40,000 bytes.
 fn chunk() -> Vec<u8> {
@@ -244,4 +271,30 @@ fn header_seeds() -> Vec<Vec<u8>> {
     let size = 8 + json.len() as u64 + 16;
     let file = [&(json.len() as u64).to_le_bytes()[..], json.as_bytes(), &[0; 16]].concat();
     vec![[&size.to_le_bytes()[..], &file].concat()]
+}
+
+/// A text, a list of texts and one of numbers, and two tensors.
+fn gguf_seeds() -> Vec<Vec<u8>> {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let number = |number: u32| number.to_le_bytes().to_vec();
+    let [name, tokens, scores] = GGUF_KEYS.map(text);
+    let two = 2u64.to_le_bytes().to_vec();
+    let tensor = |name: &str, shape: &[u64], kind, offset: u64| {
+        let sizes = shape.iter().flat_map(|size| size.to_le_bytes()).collect();
+        [text(name), number(shape.len() as u32), sizes, number(kind), offset.to_le_bytes().to_vec()].concat()
+    };
+    let mut head = [
+        b"GGUF".to_vec(),
+        number(3),
+        two.clone(),
+        3u64.to_le_bytes().to_vec(),
+        [name, number(8), text("llama")].concat(),
+        [tokens, number(9), number(8), two.clone(), text("a"), text("ab")].concat(),
+        [scores, number(9), number(6), two, number(0), number(0)].concat(),
+        tensor("blk.0.attn_q.weight", &[64, 2], 2, 0),
+        tensor("output_norm.weight", &[3], 0, 96),
+    ]
+    .concat();
+    head.resize(head.len().next_multiple_of(32) + 108, 0);
+    vec![[&(head.len() as u64).to_le_bytes()[..], &head].concat()]
 }
