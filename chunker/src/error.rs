@@ -183,6 +183,14 @@ pub enum TensorFault {
     Dimensions(u32),
     #[error("it begins at {offset}, which is no multiple of {alignment}")]
     Alignment { offset: u64, alignment: u64 },
+    #[error("the metadata says what its bytes are, but the file does not have it")]
+    Absent,
+    #[error("the metadata says that it is {0:?}, which is no type that is known")]
+    Packing(String),
+    #[error(
+        "the metadata says that it is {dtype}, but its shape {shape:?} is no rows of bytes of such blocks"
+    )]
+    Packed { dtype: String, shape: Vec<u64> },
 }
 
 /// What is wrong with a `*.safetensors.index.json`.

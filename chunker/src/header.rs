@@ -5,18 +5,23 @@
 //! the reference implementation wants the whole file in memory and does not say which tensor is at fault.
 //!
 //! Types that the format knows and this program does not are no damage: such a file is published
-//! like any other, but its tensors are not listed.
+//! like any other, but its tensors are not listed. Bytes of which the metadata says that they are blocks of GGML's are
+//! listed as such (see `packed`).
+
+mod write;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     io::Read,
 };
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use surf_protocol::{Dtype, limits::TENSOR_RANK_MAX};
 
-use crate::{CutError, HeaderFault, Listed, TensorFault, gguf};
+use crate::{CutError, HeaderFault, Listed, TensorFault, gguf, packed};
+
+pub use write::header;
 
 /// Bytes in a header, as the reference implementation bounds them.
 pub(crate) const HEADER_SIZE_MAX: u64 = 100_000_000;
@@ -147,7 +152,7 @@ enum Damage {
 fn parse(json: &[u8], start: u64, end: u64) -> Result<Vec<Tensor>, Damage> {
     let malformed = |error: String| Damage::Header(HeaderFault::Malformed(error));
     let json = std::str::from_utf8(json).map_err(|error| malformed(error.to_string()))?;
-    let mut entries = Entries { found: Vec::new(), current: None };
+    let mut entries = Entries::default();
     let mut json = serde_json::Deserializer::from_str(json);
     let outcome = entries.deserialize(&mut json).and_then(|()| json.end());
     if let Err(error) = outcome {
@@ -157,7 +162,25 @@ fn parse(json: &[u8], start: u64, end: u64) -> Result<Vec<Tensor>, Damage> {
             None => malformed(error),
         });
     }
-    check(entries.found, start, end)
+    let mut tensors = check(entries.found, start, end)?;
+    unpack(&mut tensors, &entries.packed).map_err(|(tensor, fault)| Damage::Tensor(tensor, fault))?;
+    Ok(tensors)
+}
+
+/// Gives the tensors that `packed` names the type that it says.
+fn unpack(tensors: &mut [Tensor], packed: &[(String, String)]) -> Result<(), (String, TensorFault)> {
+    if packed.is_empty() {
+        return Ok(());
+    }
+    let mut by_name: HashMap<String, &mut Tensor> =
+        tensors.iter_mut().map(|tensor| (tensor.name.clone(), tensor)).collect();
+    for (name, dtype) in packed {
+        let fault = |fault| (name.clone(), fault);
+        let tensor = by_name.get_mut(name).ok_or(fault(TensorFault::Absent))?;
+        let (dtype, shape) = packed::unpacked(dtype, tensor.dtype, &tensor.shape).map_err(fault)?;
+        (tensor.dtype, tensor.shape) = (Some(dtype), shape);
+    }
+    Ok(())
 }
 
 fn check(mut entries: Vec<(String, Entry)>, start: u64, end: u64) -> Result<Vec<Tensor>, Damage> {
@@ -216,25 +239,31 @@ fn element(entry: &Entry, data: u64) -> Result<Option<Dtype>, TensorFault> {
     Ok(dtype)
 }
 
+/// The types of which we know the elements, as the format calls them.
+const SINGLES: [(&str, Dtype); 15] = [
+    ("BOOL", Dtype::Bool),
+    ("U8", Dtype::U8),
+    ("I8", Dtype::I8),
+    ("U16", Dtype::U16),
+    ("I16", Dtype::I16),
+    ("U32", Dtype::U32),
+    ("I32", Dtype::I32),
+    ("U64", Dtype::U64),
+    ("I64", Dtype::I64),
+    ("F8_E4M3", Dtype::F8E4M3),
+    ("F8_E5M2", Dtype::F8E5M2),
+    ("F16", Dtype::F16),
+    ("BF16", Dtype::Bf16),
+    ("F32", Dtype::F32),
+    ("F64", Dtype::F64),
+];
+
 /// Bits in an element of a type that the format knows, and what we call it.
 fn dtype_of(name: &str) -> Option<(u64, Option<Dtype>)> {
-    let known = |dtype: Dtype| Some((8 * dtype.block().bytes, Some(dtype)));
+    if let Some((_, dtype)) = SINGLES.iter().find(|(known, _)| *known == name) {
+        return Some((8 * dtype.block().bytes, Some(*dtype)));
+    }
     match name {
-        "BOOL" => known(Dtype::Bool),
-        "U8" => known(Dtype::U8),
-        "I8" => known(Dtype::I8),
-        "U16" => known(Dtype::U16),
-        "I16" => known(Dtype::I16),
-        "U32" => known(Dtype::U32),
-        "I32" => known(Dtype::I32),
-        "U64" => known(Dtype::U64),
-        "I64" => known(Dtype::I64),
-        "F8_E4M3" => known(Dtype::F8E4M3),
-        "F8_E5M2" => known(Dtype::F8E5M2),
-        "F16" => known(Dtype::F16),
-        "BF16" => known(Dtype::Bf16),
-        "F32" => known(Dtype::F32),
-        "F64" => known(Dtype::F64),
         "F4" => Some((4, None)),
         "F6_E2M3" | "F6_E3M2" => Some((6, None)),
         "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" => Some((8, None)),
@@ -251,9 +280,40 @@ struct Entry {
 }
 
 /// Collects entries, and remembers which one it was at when it failed.
+#[derive(Default)]
 struct Entries {
     found: Vec<(String, Entry)>,
+    /// Tensors, and the type that the metadata says they are of.
+    packed: Vec<(String, String)>,
     current: Option<String>,
+}
+
+/// What the metadata says of tensors; the rest of it is passed over.
+struct Packed(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Packed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Packed;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of metadata")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Packed, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    match packed::tensor(&key) {
+                        Some(tensor) => pairs.push((tensor.to_owned(), map.next_value()?)),
+                        None => _ = map.next_value::<IgnoredAny>()?,
+                    }
+                }
+                Ok(Packed(pairs))
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for &mut Entries {
@@ -274,7 +334,8 @@ impl<'de> Visitor<'de> for &mut Entries {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
-                map.next_value::<IgnoredAny>()?;
+                let metadata = map.next_value::<Option<Packed>>()?;
+                self.packed.extend(metadata.into_iter().flat_map(|Packed(pairs)| pairs));
                 continue;
             }
             self.current = Some(name.clone());

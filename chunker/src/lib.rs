@@ -5,7 +5,8 @@
 //!
 //! Follow one folder from its path to its manifest, top to bottom:
 //! - `list`: which files there are, and what each really is on disk.
-//! - `header`: what a file of weights says is in it, checked against its size; safetensors itself, and `gguf`.
+//! - `header`: what a file of weights says is in it, checked against its size; safetensors itself (with the blocks
+//!   of `packed`), and `gguf`.
 //! - `index`: which files belong together, and whose tensors the manifest lists.
 //! - `groups`: which tensors inference needs together.
 //! - `plan`: where to cut. Pure arithmetic.
@@ -21,17 +22,19 @@ mod hash;
 mod header;
 mod index;
 mod list;
+pub mod packed;
 mod plan;
 
 use std::{collections::BTreeMap, error::Error, ops::Range, path::Path};
 
 use bytes::{Bytes, BytesMut};
 use surf_protocol::{
-    Chunk, FileEntry, Group, GroupEntry, Manifest, TensorEntry,
+    Chunk, Group, GroupEntry, Manifest, TensorEntry,
     manifest::{FORMAT, Parts},
 };
 
 pub use error::{CutError, HeaderFault, IndexFault, TensorFault};
+pub use header::header;
 pub use list::{Listed, list};
 
 use groups::Grouping;
@@ -60,13 +63,7 @@ pub trait Sink: Sync {
 /// Reads every byte once, in memory that does not depend on the size of the model: at most
 /// 4 files at a time, 16 MiB each. Files that change meanwhile are an error.
 pub fn cut(path: &Path, options: &Options, sink: &dyn Sink) -> Result<Manifest, CutError> {
-    let files = list(path, options)?;
-    let headers = header::read_all(&files)?;
-    // A shard or an index may be published alone; only in a folder do they answer for each other.
-    let sets = if path.is_dir() { index::sets(&files, &headers)? } else { index::alone(&headers) };
-    let mut listed = index::listed(&files, &headers, &sets)?;
-    let grouping = grouping(&files, &headers, &mut listed);
-
+    let Folder { files, headers, listed, grouping } = Folder::new(path, options)?;
     let plan = |at: usize| match headers.get(&at) {
         Some(header) if header.understood() => {
             plan::tensors(header, files[at].size, |name| grouping.of(name))
@@ -74,8 +71,48 @@ pub fn cut(path: &Path, options: &Options, sink: &dyn Sink) -> Result<Manifest, 
         _ => plan::plain(files[at].size),
     };
     let plans: Vec<Vec<u32>> = (0..files.len()).map(plan).collect();
-    let entries = hash::files(&files, &plans, sink)?;
-    Ok(Manifest::new(parts(entries, &headers, &listed, &grouping))?)
+    let hashed = hash::files(&files, &plans, sink)?;
+    let tensors = entries(&headers, &listed);
+    let groups = grouped(&tensors, &grouping);
+    Ok(Manifest::new(Parts { format: FORMAT, files: hashed, tensors, groups })?)
+}
+
+/// What is in a folder, or a file, before any of it is hashed.
+#[derive(Clone, Debug)]
+pub struct Contents {
+    /// Every file, sorted by path.
+    pub files: Vec<Listed>,
+    /// The tensors that a manifest would list, sorted by name.
+    pub tensors: Vec<TensorEntry>,
+}
+
+/// What [`cut`] would list of the folder or the single file at `path`. Reads the headers of files of weights, and
+/// no more.
+pub fn contents(path: &Path, options: &Options) -> Result<Contents, CutError> {
+    let Folder { files, headers, listed, .. } = Folder::new(path, options)?;
+    Ok(Contents { files, tensors: entries(&headers, &listed) })
+}
+
+/// What the headers in a folder say.
+struct Folder {
+    files: Vec<Listed>,
+    /// By position in `files`.
+    headers: BTreeMap<usize, Header>,
+    /// The files whose tensors the manifest lists.
+    listed: Vec<usize>,
+    grouping: Grouping,
+}
+
+impl Folder {
+    fn new(path: &Path, options: &Options) -> Result<Self, CutError> {
+        let files = list(path, options)?;
+        let headers = header::read_all(&files)?;
+        // A shard or an index may be published alone; only in a folder do they answer for each other.
+        let sets = if path.is_dir() { index::sets(&files, &headers)? } else { index::alone(&headers) };
+        let mut listed = index::listed(&files, &headers, &sets)?;
+        let grouping = grouping(&files, &headers, &mut listed);
+        Ok(Self { files, headers, listed, grouping })
+    }
 }
 
 /// The tensors that a safetensors file of `size` bytes, which begins with `head`, says are in it, each with its
@@ -127,12 +164,8 @@ fn names<'a>(headers: &'a BTreeMap<usize, Header>, listed: &'a [usize]) -> impl 
     listed.iter().flat_map(|at| &headers[at].tensors).map(|tensor| tensor.name.as_str())
 }
 
-fn parts(
-    files: Vec<FileEntry>,
-    headers: &BTreeMap<usize, Header>,
-    listed: &[usize],
-    grouping: &Grouping,
-) -> Parts {
+/// The tensors of the files at `listed`, sorted by name.
+fn entries(headers: &BTreeMap<usize, Header>, listed: &[usize]) -> Vec<TensorEntry> {
     let mut tensors: Vec<TensorEntry> = Vec::new();
     for at in listed {
         tensors.extend(headers[at].tensors.iter().filter_map(|tensor| {
@@ -147,8 +180,7 @@ fn parts(
         }));
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    let groups = grouped(&tensors, grouping);
-    Parts { format: FORMAT, files, tensors, groups }
+    tensors
 }
 
 /// Groups in order of use; within a group, tensors as they stand in the files.

@@ -268,9 +268,13 @@ fn range_seeds() -> Vec<Vec<u8>> {
 
 fn header_seeds() -> Vec<Vec<u8>> {
     let json = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[2,2],"data_offsets":[8,16]}}"#;
-    let size = 8 + json.len() as u64 + 16;
-    let file = [&(json.len() as u64).to_le_bytes()[..], json.as_bytes(), &[0; 16]].concat();
-    vec![[&size.to_le_bytes()[..], &file].concat()]
+    let packed = r#"{"__metadata__":{"ggml_type.b":"Q4_0"},"a":{"dtype":"F16","shape":[],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2,18],"data_offsets":[2,38]}}"#;
+    let file = |json: &str, data: u64| {
+        let size = 8 + json.len() as u64 + data;
+        let header = [&(json.len() as u64).to_le_bytes()[..], json.as_bytes()].concat();
+        [&size.to_le_bytes()[..], &header, &vec![0; data as usize]].concat()
+    };
+    vec![file(json, 16), file(packed, 38)]
 }
 
 /// A text, a list of texts and one of numbers, and two tensors.

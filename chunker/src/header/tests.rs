@@ -77,6 +77,43 @@ fn a_damaged_tensor_is_named() {
 }
 
 #[test]
+fn bytes_that_the_metadata_calls_blocks_are_blocks() {
+    // The metadata may stand behind the tensors: some programs sort.
+    let packed = |metadata: &str, dtype: &str, shape: &str| {
+        format!(r#"{{"a":{},"__metadata__":{{"format":"pt",{metadata}}}}}"#, entry(dtype, shape, 0, 36))
+    };
+    let q4 = r#""ggml_type.a":"Q4_0""#;
+    let tensors = parsed(&packed(q4, "U8", "[2,18]"), 36).unwrap();
+    assert_eq!(
+        (tensors[0].dtype, &tensors[0].shape[..], tensors[0].size),
+        (Some(Dtype::Q4_0), &[2, 32][..], 36)
+    );
+    let misfit = |shape: &[u64]| TensorFault::Packed { dtype: "Q4_0".to_owned(), shape: shape.to_vec() };
+    let cases = [
+        (packed(q4, "U8", "[18,2]"), "a", misfit(&[18, 2])),
+        (packed(q4, "U8", "[4,9]"), "a", misfit(&[4, 9])),
+        (packed(q4, "I8", "[2,18]"), "a", misfit(&[2, 18])),
+        (packed(q4, "F32", "[9]"), "a", misfit(&[9])),
+        (packed(r#""ggml_type.b":"Q4_0""#, "U8", "[36]"), "b", TensorFault::Absent),
+        (packed(r#""ggml_type.":"Q4_0""#, "U8", "[36]"), "", TensorFault::Absent),
+        (packed(r#""ggml_type.a":"IQ9_Z""#, "U8", "[36]"), "a", TensorFault::Packing("IQ9_Z".to_owned())),
+        // Twice: the second time it is no bytes any more.
+        (packed(&format!("{q4},{q4}"), "U8", "[36]"), "a", misfit(&[64])),
+    ];
+    for (json, tensor, expected) in cases {
+        let (name, found) = fault(&json, 36);
+        assert_eq!((&*name, &found), (tensor, &expected), "{json}");
+        assert!(!found.to_string().contains('\n'));
+    }
+    for metadata in ["[]", "3", "\"x\"", r#"{"ggml_type.a":3}"#, r#"{"ggml_type.a":null}"#] {
+        let json = format!(r#"{{"a":{},"__metadata__":{metadata}}}"#, entry("U8", "[36]", 0, 36));
+        assert!(matches!(parsed(&json, 36), Err(Damage::Header(HeaderFault::Malformed(_)))), "{json}");
+    }
+    let json = format!(r#"{{"__metadata__":null,"a":{}}}"#, entry("U8", "[36]", 0, 36));
+    assert_eq!(parsed(&json, 36).unwrap()[0].dtype, Some(Dtype::U8));
+}
+
+#[test]
 fn a_damaged_header_is_told_apart() {
     for json in ["", "[]", "{", "{}x", "null", "\u{fffd}"] {
         let header = Err(Damage::Header(HeaderFault::Malformed(String::new())));
