@@ -135,6 +135,7 @@ fn seeds_are_taken() {
         let metadata = surf_chunker::gguf::Metadata::read(&seed[8..]).unwrap();
         assert_eq!(metadata.find("tokenizer.ggml.tokens").unwrap().as_list().unwrap().len(), 2);
     }
+    assert!(seeds("pickle").iter().all(|file| surf_chunker::tensors_of_pickle(file).is_some()));
     for seed in seeds("range") {
         targets::verified_range(&seed);
     }

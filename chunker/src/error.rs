@@ -153,6 +153,18 @@ pub enum HeaderFault {
     Count { what: &'static str, count: u64, size: u64 },
     #[error("it counts {count} {what}; at most {max} are read")]
     TooMany { what: &'static str, count: u64, max: u64 },
+    #[error(
+        "it was saved by PyTorch before 1.6, in a way that is not read; save it again, best as safetensors"
+    )]
+    Legacy,
+    #[error("its numbers are big-endian, which are not read")]
+    BigEndian,
+    #[error("it is no zip file as PyTorch writes them: {0}")]
+    Zip(&'static str),
+    #[error("it names {0:?}, which no table of tensors needs; who loads it with PyTorch may run it")]
+    Global(String),
+    #[error("its pickle has an operation (0x{0:02x}) that no table of tensors needs")]
+    Operation(u8),
     #[error("it aligns tensors to {0} bytes, which is no power of two up to 65536")]
     Alignment(u64),
 }
@@ -183,6 +195,10 @@ pub enum TensorFault {
     Dimensions(u32),
     #[error("it begins at {offset}, which is no multiple of {alignment}")]
     Alignment { offset: u64, alignment: u64 },
+    #[error("its elements do not lie one behind the other; save it again after `.contiguous()`")]
+    Strided,
+    #[error("its bytes should be {0:?} in the file, which is not there")]
+    Storage(String),
     #[error("the metadata says what its bytes are, but the file does not have it")]
     Absent,
     #[error("the metadata says that it is {0:?}, which is no type that is known")]

@@ -19,7 +19,7 @@ use std::{
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use surf_protocol::{Dtype, limits::TENSOR_RANK_MAX};
 
-use crate::{CutError, HeaderFault, Listed, TensorFault, gguf, packed};
+use crate::{CutError, HeaderFault, Listed, TensorFault, gguf, packed, pickle};
 
 pub use write::header;
 
@@ -73,9 +73,12 @@ pub(crate) fn read_all(files: &[Listed]) -> Result<BTreeMap<usize, Header>, CutE
         let header = match Format::of(&file.path) {
             Some(Format::Safetensors) => read(file)?,
             Some(Format::Gguf) => gguf::read(file)?,
-            None => continue,
+            Some(Format::Pickle) | None => continue,
         };
         headers.insert(at, header);
+    }
+    for at in pickle::weights(files)? {
+        headers.insert(at, pickle::read(&files[at])?);
     }
     Ok(headers)
 }
@@ -85,6 +88,8 @@ pub(crate) fn read_all(files: &[Listed]) -> Result<BTreeMap<usize, Header>, CutE
 pub(crate) enum Format {
     Safetensors,
     Gguf,
+    /// PyTorch's; other files are called so too.
+    Pickle,
 }
 
 impl Format {
@@ -92,6 +97,7 @@ impl Format {
         match path.rsplit_once('.')?.1 {
             "safetensors" => Some(Self::Safetensors),
             "gguf" => Some(Self::Gguf),
+            ending if pickle::ENDINGS.contains(&ending) => Some(Self::Pickle),
             _ => None,
         }
     }

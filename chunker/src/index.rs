@@ -30,7 +30,10 @@ type Set = Vec<usize>;
 pub(crate) fn sets(files: &[Listed], headers: &BTreeMap<usize, Header>) -> Result<Vec<Set>, CutError> {
     // Sets are called by their index, or as their files are.
     let mut set_of: HashMap<usize, String> = HashMap::new();
-    for index in files.iter().filter(|file| file.path.ends_with(INDEX_SUFFIX)) {
+    // Files of PyTorch's of which none was read are no weights here.
+    let has_pickles = headers.keys().any(|&at| Format::of(&files[at].path) == Some(Format::Pickle));
+    let is_index = |path: &str| path.ends_with(INDEX_SUFFIX) || has_pickles && is_pickles_index(path);
+    for index in files.iter().filter(|file| is_index(&file.path)) {
         for at in check(index, files, headers)? {
             set_of.entry(at).or_insert_with(|| index.path.clone());
         }
@@ -83,6 +86,11 @@ pub(crate) fn listed(
 
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
 
+/// Whether this is the index of shards of PyTorch's that are read.
+fn is_pickles_index(path: &str) -> bool {
+    path.ends_with(".bin.index.json") && !path.contains('/')
+}
+
 /// What other tools would load first, first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Preference {
@@ -92,6 +100,8 @@ enum Preference {
     Index,
     /// Any other safetensors file beside it.
     Beside,
+    /// PyTorch's files.
+    Pickle,
     /// GGUF files, each of which is a whole model, or numbered shards of one.
     Gguf,
     /// In folders below.
@@ -104,6 +114,7 @@ fn preference(name: &str) -> Preference {
         "model.safetensors.index.json" => Preference::Index,
         _ if name.contains('/') => Preference::Below,
         _ if Format::of(name) == Some(Format::Gguf) => Preference::Gguf,
+        _ if Format::of(name) == Some(Format::Pickle) || is_pickles_index(name) => Preference::Pickle,
         _ => Preference::Beside,
     }
 }

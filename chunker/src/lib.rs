@@ -6,7 +6,7 @@
 //! Follow one folder from its path to its manifest, top to bottom:
 //! - `list`: which files there are, and what each really is on disk.
 //! - `header`: what a file of weights says is in it, checked against its size; safetensors itself (with the blocks
-//!   of `packed`), and `gguf`.
+//!   of `packed`), `gguf`, and PyTorch's own in `pickle`.
 //! - `index`: which files belong together, and whose tensors the manifest lists.
 //! - `groups`: which tensors inference needs together.
 //! - `plan`: where to cut. Pure arithmetic.
@@ -23,9 +23,10 @@ mod header;
 mod index;
 mod list;
 pub mod packed;
+mod pickle;
 mod plan;
 
-use std::{collections::BTreeMap, error::Error, ops::Range, path::Path};
+use std::{collections::BTreeMap, error::Error, io::Cursor, ops::Range, path::Path};
 
 use bytes::{Bytes, BytesMut};
 use surf_protocol::{
@@ -124,6 +125,11 @@ pub fn tensors_of(head: &[u8], size: u64) -> Option<Vec<(String, Range<u64>)>> {
 /// The same, of a GGUF file.
 pub fn tensors_of_gguf(head: &[u8], size: u64) -> Option<Vec<(String, Range<u64>)>> {
     Some(places(gguf::parse(head, size).ok().filter(Header::understood)?))
+}
+
+/// The same, of all bytes of a file that PyTorch wrote.
+pub fn tensors_of_pickle(file: &[u8]) -> Option<Vec<(String, Range<u64>)>> {
+    Some(places(pickle::parse(&mut Cursor::new(file), file.len() as u64).ok()?))
 }
 
 fn places(header: Header) -> Vec<(String, Range<u64>)> {

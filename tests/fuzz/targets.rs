@@ -39,6 +39,7 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "range", feed: verified_range, seeds: range_seeds },
     Target { name: "header", feed: header, seeds: header_seeds },
     Target { name: "gguf", feed: gguf, seeds: gguf_seeds },
+    Target { name: "pickle", feed: pickle, seeds: pickle_seeds },
 ];
 
 /// How long one input may take: far more than any needs, so that a slow machine is no failure.
@@ -166,6 +167,17 @@ pub(crate) fn gguf(bytes: &[u8]) {
 
 /// What stands in the metadata of [`gguf_seeds`].
 const GGUF_KEYS: [&str; 3] = ["general.architecture", "tokenizer.ggml.tokens", "tokenizer.ggml.scores"];
+
+/// Files that PyTorch wrote.
+pub(crate) fn pickle(bytes: &[u8]) {
+    let Some(tensors) = surf_chunker::tensors_of_pickle(bytes) else { return };
+    let mut end = 0;
+    for (_, place) in tensors.into_iter().filter(|(_, place)| !place.is_empty()) {
+        assert!(end <= place.start && place.start <= place.end, "tensors lie apart, in order");
+        end = place.end;
+    }
+    assert!(end <= bytes.len() as u64, "in the file");
+}
 
 /// The chunk whose ranges are proven: 40,000 bytes.
 fn chunk() -> Vec<u8> {
@@ -301,4 +313,13 @@ fn gguf_seeds() -> Vec<Vec<u8>> {
     .concat();
     head.resize(head.len().next_multiple_of(32) + 108, 0);
     vec![[&(head.len() as u64).to_le_bytes()[..], &head].concat()]
+}
+
+fn pickle_seeds() -> Vec<Vec<u8>> {
+    let fixtures: [&[u8]; 3] = [
+        include_bytes!("../fixtures/pickles/tied.pt"),
+        include_bytes!("../fixtures/pickles/every.pt"),
+        include_bytes!("../fixtures/pickles/protocol4.pt"),
+    ];
+    fixtures.map(<[u8]>::to_vec).to_vec()
 }

@@ -198,3 +198,67 @@ fn names_without_a_known_family_are_grouped_by_number() {
         assert_eq!(groups, expected);
     }
 }
+
+fn models(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(name)
+}
+
+fn groups(manifest: &Manifest) -> Vec<String> {
+    manifest.groups().iter().map(|entry| entry.group.to_string()).collect()
+}
+
+#[test]
+fn files_of_pytorch_are_grouped_and_cut_like_others() {
+    let manifest = manifest(&models("llama-pickled"));
+    assert_eq!(groups(&manifest)[..4], ["embed", "block 0", "block 1", "head"]);
+    let up = manifest.tensor("model.layers.1.mlp.up_proj.weight").unwrap();
+    assert_eq!((up.dtype, &up.shape[..]), (surf_protocol::Dtype::F32, &[72, 40][..]));
+    assert_eq!(manifest.files()[up.file as usize].path, "pytorch_model-00002-of-00002.bin");
+    assert_eq!(
+        groups(&self::manifest(&models("bert-pickled")))[..3],
+        ["embed", "encoder block 0", "encoder block 1"]
+    );
+}
+
+#[test]
+fn an_index_of_pytorchs_answers_for_its_shards() {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(models("llama-pickled")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    fs::remove_file(copy.path().join("pytorch_model-00002-of-00002.bin")).unwrap();
+    let error = refused(copy.path());
+    assert!(matches!(error, CutError::Index { fault: IndexFault::MissingShard { .. }, .. }), "{error}");
+    // Beside safetensors they are just bytes, whole or not.
+    fs::write(copy.path().join("model.safetensors"), safetensors(&[("a", 2, 50)])).unwrap();
+    let manifest = manifest(copy.path());
+    assert!(manifest.tensor("a").is_some() && manifest.tensor("model.embed_tokens.weight").is_none());
+}
+
+#[test]
+fn a_file_of_pytorchs_is_weights_where_there_are_no_others() {
+    let pickles = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/pickles");
+    let read = |name: &str| fs::read(pickles.join(name)).unwrap();
+    let (sound, evil, legacy) = (read("every.pt"), read("evil.pt"), read("legacy.pt"));
+    let listed = |files: &[(&str, &[u8])]| {
+        let folder = folder(files);
+        cut(folder.path(), &Options::default(), &Nothing).map(|manifest| manifest.tensors().len())
+    };
+    let all = listed(&[("every.pt", &sound)]).unwrap();
+    assert_eq!(all, 21);
+    assert_eq!(listed(&[("pytorch_model.bin", &sound), ("training_args.bin", &evil)]).unwrap(), all);
+    assert_eq!(
+        listed(&[("weights.pth", &sound), ("optimizer.pt", &evil), ("words.bin", b"words")]).unwrap(),
+        all
+    );
+    assert_eq!(listed(&[("sub/pytorch_model.bin", &evil)]).unwrap(), 0);
+    assert_eq!(listed(&[("words.bin", b"just words")]).unwrap(), 0);
+    for (name, bytes) in [("model.pt", &evil), ("pytorch_model.bin", &evil)] {
+        let error = listed(&[(name, bytes)]).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("posix.system"), "{error}");
+    }
+    assert!(listed(&[("a.pt", &legacy)]).unwrap_err().to_string().contains("before 1.6"));
+    let error = listed(&[("pytorch_model.bin", b"just words")]).unwrap_err().to_string();
+    assert!(error.contains("does not begin as its format does"), "{error}");
+}

@@ -35,6 +35,7 @@ agree_with_transformers! {
     roberta_agrees: "roberta";
     xlm_roberta_agrees: "xlm-roberta";
     distilbert_agrees: "distilbert";
+    bert_as_pytorch_saved_it_agrees: "bert-pickled";
     t5_agrees: "t5";
     t5_v1_1_agrees: "t5-v1.1";
     t5_with_a_gate_and_a_tied_head_agrees: "t5-tied-gated";

@@ -116,6 +116,7 @@ macro_rules! agrees_with_transformers {
 
 agrees_with_transformers! {
     llama_agrees_with_transformers: "llama";
+    llama_as_pytorch_saved_it_agrees_with_transformers: "llama-pickled";
     llama_in_float8_by_tiles_agrees_with_transformers: "llama-fp8";
     llama_in_float8_with_one_scale_agrees_with_transformers: "llama-fp8-whole";
     mistral_agrees_with_transformers: "mistral";
