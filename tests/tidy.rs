@@ -120,6 +120,22 @@ fn the_house_is_tidy() {
 }
 
 /// Every rule about one Rust file. `is_test` if all of it is test code.
+/// What a page quotes of a file, and says so before the block, is all of that file.
+#[test]
+fn quoted_files_are_as_they_are() {
+    let files = committed(&root());
+    let mut quoted = 0;
+    for (page, text) in files.iter().filter(|(name, _)| name.ends_with(".md")) {
+        for part in text.split("<!-- file: ").skip(1) {
+            let (name, rest) = part.split_once(" -->\n```rust\n").expect("a block of Rust follows");
+            let (block, _) = rest.split_once("\n```").expect("the block ends");
+            assert_eq!(block, files[name].trim_end(), "{page} quotes {name}");
+            quoted += 1;
+        }
+    }
+    assert!(0 < quoted);
+}
+
 fn rust(name: &str, text: &str, is_test: bool) -> Vec<String> {
     let all = blanked(text);
     let code = if is_test || within(name, "tests") { String::new() } else { without_tests(&all) };
