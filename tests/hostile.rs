@@ -25,7 +25,7 @@ async fn seed() -> (TestNode, ModelId, tempfile::TempDir) {
     std::fs::write(folder.path().join("weights.bin"), bytes).unwrap();
     let seed = start(&[], 0).await;
     let path = folder.path().to_str().unwrap().to_owned();
-    let request = PublishRequest { path, name: None, copy: false, follow_links: false };
+    let request = PublishRequest { path, ..PublishRequest::default() };
     let published = seed.node.publish(request, mpsc::channel(1).0).await.unwrap();
     (seed, published.model.parse().unwrap(), folder)
 }

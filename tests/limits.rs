@@ -21,7 +21,7 @@ async fn publish(seed: &TestNode, mib: u64) -> String {
         (0..mib * MIB / 4).flat_map(|n| (n as u32).wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     std::fs::write(folder.join("weights.bin"), bytes).unwrap();
     let path = folder.to_str().unwrap().to_owned();
-    let request = PublishRequest { path, name: None, copy: false, follow_links: false };
+    let request = PublishRequest { path, ..PublishRequest::default() };
     seed.node.publish(request, mpsc::channel(1).0).await.unwrap().model
 }
 

@@ -133,7 +133,7 @@ async fn publish(node: &Node, what: &str) -> (String, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("what.txt"), what).unwrap();
     let path = folder.path().to_str().unwrap().to_owned();
-    let request = PublishRequest { path, name: None, copy: true, follow_links: false };
+    let request = PublishRequest { path, copy: true, ..PublishRequest::default() };
     let published = node.publish(request, mpsc::channel(1).0).await.unwrap();
     (published.model, folder)
 }

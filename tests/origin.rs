@@ -30,7 +30,7 @@ async fn peers_go_before_the_origin_and_the_origin_before_giving_up() {
     fs::copy(fixture("llama").join("model.safetensors"), &weights).unwrap();
     let seed = start(&[], 0).await;
     let path = folder.path().to_str().unwrap().to_owned();
-    let request = PublishRequest { path, name: None, copy: false, follow_links: false };
+    let request = PublishRequest { path, ..PublishRequest::default() };
     let model = seed.node.publish(request, mpsc::channel(1).0).await.unwrap().model;
     let origin = tempfile::tempdir().unwrap();
     let manifest = seed.node.store().manifest_of(model.parse().unwrap()).unwrap();

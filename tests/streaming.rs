@@ -31,7 +31,7 @@ const PLENTY: u64 = 1 << 30;
 
 async fn publish(node: &Node, folder: &std::path::Path) -> String {
     let path = folder.to_str().unwrap().to_owned();
-    let request = PublishRequest { path, name: None, copy: false, follow_links: false };
+    let request = PublishRequest { path, ..PublishRequest::default() };
     node.publish(request, mpsc::channel(1).0).await.unwrap().model
 }
 

@@ -100,9 +100,7 @@ const LINES_MAX: usize = 600;
 
 #[test]
 fn the_house_is_tidy() {
-    let root =
-        Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests have a folder in the workspace");
-    let files = committed(root);
+    let files = committed(root());
     assert!(files.contains_key("protocol/src/lib.rs") && files.contains_key("tests/tidy.rs"), "read what?");
     let only_tests = test_files(&files);
     let mut broken = members(&files["Cargo.toml"]);
@@ -119,11 +117,14 @@ fn the_house_is_tidy() {
     assert!(broken.is_empty(), "{} breaches of house rules:\n{}", broken.len(), broken.join("\n"));
 }
 
-/// Every rule about one Rust file. `is_test` if all of it is test code.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests have a folder in the workspace")
+}
+
 /// What a page quotes of a file, and says so before the block, is all of that file.
 #[test]
 fn quoted_files_are_as_they_are() {
-    let files = committed(&root());
+    let files = committed(root());
     let mut quoted = 0;
     for (page, text) in files.iter().filter(|(name, _)| name.ends_with(".md")) {
         for part in text.split("<!-- file: ").skip(1) {
@@ -136,6 +137,7 @@ fn quoted_files_are_as_they_are() {
     assert!(0 < quoted);
 }
 
+/// Every rule about one Rust file. `is_test` if all of it is test code.
 fn rust(name: &str, text: &str, is_test: bool) -> Vec<String> {
     let all = blanked(text);
     let code = if is_test || within(name, "tests") { String::new() } else { without_tests(&all) };

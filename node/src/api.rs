@@ -4,7 +4,13 @@
 //! rates in bytes per second, and every field says its unit where that is not enough. Model ids are
 //! written `surf:` and 64 hexadecimal digits, peers as libp2p peer ids.
 
+mod publish;
+
 use serde::{Deserialize, Serialize};
+
+pub use publish::{
+    PublishEvent, PublishPhase, PublishProgress, PublishRequest, Published, Quality, Quantized,
+};
 
 /// The state of a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -250,53 +256,12 @@ pub struct Amount {
     pub total: u64,
 }
 
-/// What publishing tells.
-pub type PublishEvent = Step<Amount, Published>;
 /// What pulling tells.
 pub type PullEvent = Step<PullProgress, Pulled>;
 /// What exporting tells.
 pub type ExportEvent = Step<Amount, Exported>;
 /// What verifying tells.
 pub type VerifyEvent = Step<Amount, Verified>;
-
-/// What to publish.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct PublishRequest {
-    /// The folder or file, as an absolute path on the node's machine.
-    pub path: String,
-    /// A name for it on this node.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// Whether to copy the bytes into the store, rather than to read them where they are.
-    #[serde(default)]
-    pub copy: bool,
-    /// Whether to follow links that leave the folder.
-    #[serde(default)]
-    pub follow_links: bool,
-}
-
-/// A model was published.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Published {
-    /// Its id.
-    pub model: String,
-    /// Its name on this node, if it was given one.
-    pub name: Option<String>,
-    /// Files in it.
-    pub files: usize,
-    /// Tensors in it.
-    pub tensors: usize,
-    /// Groups of tensors in it.
-    pub groups: usize,
-    /// Distinct chunks in it.
-    pub chunks: usize,
-    /// Chunks that the node did not have before.
-    pub new_chunks: usize,
-    /// Bytes in its files.
-    pub bytes: u64,
-    /// Bytes of `new_chunks`.
-    pub new_bytes: u64,
-}
 
 /// How far a pull is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -181,8 +181,8 @@ fn show(output: &Output, told: &Told, names: &BTreeMap<String, &str>) -> Result<
 
 async fn publish(output: &Output, node: &Node, folder: &Path) -> Result<String, CliError> {
     let path = folder.display().to_string();
-    let request =
-        PublishRequest { path, name: Some("tiny-surfer".to_owned()), copy: false, follow_links: false };
+    let name = Some("tiny-surfer".to_owned());
+    let request = PublishRequest { path, name, ..PublishRequest::default() };
     let published = node.publish(request, mpsc::channel(1).0).await.map_err(failed)?;
     output.note(&format!(
         "Published tiny-surfer: {} in {} chunks, as {}",

@@ -15,7 +15,8 @@
 //! - `files`: the small files of a model, and `gguf`: what stands for them in a GGUF file.
 //! - `sampling`, `stop`, `text`, `wordpiece`, `template`: from logits to text, and from text to tokens.
 //! - `sentence`: from vectors of tokens to one of the text.
-//! - `check`: is it right? Compares with what another implementation computed.
+//! - `check`: is it right? Compares with what another implementation computed. `reading`: how far apart are two models?
+//! - `pack`: floats to blocks of fewer bits, for who publishes.
 //!
 //! What it deliberately is not: it knows no files, chunks or peers. Weights come from
 //! [`Weights`], and a weight that cannot be had fails the requests in flight, not the engine.
@@ -39,9 +40,11 @@ mod linear;
 mod mlp;
 mod model;
 mod norm;
+mod pack;
 mod parts;
 mod pass;
 mod plain_attention;
+mod reading;
 mod request;
 mod rotary;
 mod router;
@@ -76,6 +79,8 @@ pub use check::Report;
 pub use error::EngineError;
 pub use files::Files;
 pub use gguf::Wanted;
+pub use pack::{Packing, Unpackable};
+pub use reading::Reading;
 pub use request::{Done, Event, FinishReason, Prompt, Request, Token};
 pub use sampling::{Logprob, Sampling};
 pub use sentence::normalize;

@@ -5,7 +5,7 @@ use surf_protocol::ModelId;
 use crate::{
     engine::EngineError,
     fetch::DirectoryError,
-    publish::{ExportError, PublishError, PullError},
+    publish::{ExportError, PublishError, PullError, QuantizeError, WriteError},
     source::SourceError,
     store::{ResolveError, StoreError},
     weights::WeightsError,
@@ -76,6 +76,18 @@ impl From<PublishError> for NodeError {
         match error {
             PublishError::Path { .. } | PublishError::Cut(_) => Self::Invalid(error.to_string()),
             _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<QuantizeError> for NodeError {
+    fn from(error: QuantizeError) -> Self {
+        match error {
+            QuantizeError::Publish(error) => error.into(),
+            QuantizeError::Kind(_)
+            | QuantizeError::Unsuitable { .. }
+            | QuantizeError::Write(WriteError::Tensor { .. }) => Self::Invalid(error.to_string()),
+            QuantizeError::NoRoom { .. } | QuantizeError::Write(_) => Self::Failed(error.to_string()),
         }
     }
 }

@@ -36,7 +36,7 @@ use crate::{
     },
     identity::{Identity, IdentityError},
     journal::Journal,
-    publish::announcer,
+    publish::{self, announcer},
     source::{Object, OpenError},
     store::{Store, StoreError},
     swarm, transfer,
@@ -147,6 +147,8 @@ impl Node {
             move || Store::open(&config)
         });
         let store = opening.await.map_err(|error| StartError::System(error.to_string()))??;
+        publish::sweep(&config.data_dir)
+            .map_err(|cause| StartError::DataDir { path: config.data_dir.clone(), cause })?;
         let endpoint = transfer::Endpoint::bind(&identity, &config.transfer, &config.members)?;
         endpoint.serve(Arc::new(store.clone()))?;
         let transfer_addr = endpoint.local_addr();

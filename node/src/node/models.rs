@@ -12,10 +12,11 @@ use tokio::{
 use super::{Node, NodeError, view};
 use crate::{
     api::{
-        Amount, Exported, Freed, ModelDetail, ModelInfo, PublishRequest, Published, PullProgress, Pulled,
-        Verified,
+        Amount, Exported, Freed, ModelDetail, ModelInfo, PublishPhase, PublishProgress, PublishRequest,
+        Published, PullProgress, Pulled, Verified,
     },
-    publish,
+    config::Config,
+    publish::{self, Quantizing},
     source::{Library, ModelSource, Urgency},
 };
 
@@ -39,13 +40,20 @@ impl Node {
     pub async fn publish(
         &self,
         request: PublishRequest,
-        progress: mpsc::Sender<Amount>,
+        progress: mpsc::Sender<PublishProgress>,
     ) -> Result<Published, NodeError> {
         if let Some(name) = &request.name {
             check_name(name).map_err(|error| NodeError::Invalid(error.to_string()))?;
         }
-        let tell = move |amount| tell(&progress, amount);
-        let (_, published) = publish::folder(&self.parts.store, &request, tell).await?;
+        let (store, tell) = (&self.parts.store, move |now| tell(&progress, now));
+        let (_, published) = if request.quantize.is_some() {
+            let Config { data_dir, engine, .. } = &self.parts.config;
+            let quantizing = Quantizing { data_dir: data_dir.clone(), engine: *engine };
+            publish::quantized(store, &request, &quantizing, tell).await?
+        } else {
+            let tell = move |amount| tell(PublishProgress { phase: PublishPhase::Publishing, amount });
+            publish::folder(store, &request, tell).await?
+        };
         Ok(published)
     }
 

@@ -86,6 +86,7 @@ pub async fn folder(
         new_chunks,
         bytes: manifest.files().iter().map(|file| file.size).sum(),
         new_bytes,
+        quantized: None,
     };
     Ok((manifest, published))
 }

@@ -128,7 +128,7 @@ pub async fn generate(
     let failed = |what: &'static str| move |error: surf_node::node::NodeError| Failed::to(what, error);
     let node = Node::start(settings(data, memory)).await.map_err(|error| Failed::to("start", error))?;
     let path = model.display().to_string();
-    let request = PublishRequest { path, name: None, copy: true, follow_links: false };
+    let request = PublishRequest { path, copy: true, ..PublishRequest::default() };
     let published = node.publish(request, mpsc::channel(1).0).await.map_err(failed("publish"))?;
     // Once for whatever is done once: reading the files, finding the memory.
     timed(&node, &published.model, 4, 2).await?;

@@ -21,6 +21,7 @@ pub(crate) use elementwise::{
 };
 pub(crate) use matrix::{Float, Matrix, Scales};
 pub(crate) use product::{Block, View, product};
+pub(crate) use widen::widen;
 
 /// `x · weightᵀ`: `x` is `m` by the matrix's columns, the result `m` by its rows, both by rows.
 ///

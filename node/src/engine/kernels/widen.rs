@@ -25,8 +25,9 @@ pub(super) fn known(dtype: Dtype) -> bool {
     )
 }
 
-/// Widens `bytes` to f32; an f64 is rounded. `to` has room for as many elements as they are.
-pub(super) fn widen(dtype: Dtype, bytes: &[u8], to: &mut [f32]) {
+/// Widens `bytes`, of a type that [`Float::of`](super::Float::of) takes, to f32; an f64 is rounded. `to` has room
+/// for as many elements as they are.
+pub(crate) fn widen(dtype: Dtype, bytes: &[u8], to: &mut [f32]) {
     Arch::new().dispatch(|| match dtype {
         Dtype::F32 => each::<4>(bytes, to, |bytes| pod_read_unaligned(&bytes)),
         Dtype::F64 => each::<8>(bytes, to, |bytes| f64::from_le_bytes(bytes) as f32),
