@@ -165,6 +165,9 @@ pub struct ModelInfo {
     pub held_chunks: usize,
     /// Bytes of those.
     pub held_bytes: u64,
+    /// Bytes of its chunks that another model here has too.
+    #[serde(default)]
+    pub shared_bytes: u64,
     /// Whether its chunks are kept whatever the quota.
     pub pinned: bool,
     /// Whether all of it is here.

@@ -66,6 +66,7 @@ fn models(models: &[ModelInfo]) -> String {
             info.files.to_string(),
             human::bytes(info.bytes),
             human::percent(info.held_bytes, info.bytes),
+            human::bytes(info.shared_bytes),
             if info.pinned { "pinned" } else { "" }.to_owned(),
         ]
     };
@@ -75,6 +76,7 @@ fn models(models: &[ModelInfo]) -> String {
         ("FILES", Align::Right),
         ("SIZE", Align::Right),
         ("HERE", Align::Right),
+        ("SHARED", Align::Right),
         ("", Align::Left),
     ];
     human::table(columns, &models.iter().map(row).collect::<Vec<_>>())
@@ -88,6 +90,7 @@ fn detail(detail: &ModelDetail) -> String {
         ("names", info.aliases.join(", ")),
         ("size", human::bytes(info.bytes)),
         ("here", held),
+        ("shared", format!("{} with other models here", human::bytes(info.shared_bytes))),
         ("chunks", format!("{} of {} here", info.held_chunks, info.chunks)),
         ("pinned", if info.pinned { "yes" } else { "no" }.to_owned()),
     ]);

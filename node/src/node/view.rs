@@ -281,6 +281,7 @@ pub(super) fn model(summary: ModelSummary) -> ModelInfo {
         bytes: summary.bytes,
         held_chunks: summary.held_chunks,
         held_bytes: summary.held_bytes,
+        shared_bytes: summary.shared_bytes,
         pinned: summary.pinned,
         complete: summary.held_chunks == summary.chunks,
     }

@@ -38,7 +38,7 @@ mod upkeep;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -88,6 +88,8 @@ pub struct ModelSummary {
     pub held_chunks: usize,
     /// Bytes of those.
     pub held_bytes: u64,
+    /// Bytes of its chunks that another model here has too.
+    pub shared_bytes: u64,
     /// Whether its chunks are protected from eviction.
     pub pinned: bool,
 }
@@ -207,7 +209,11 @@ impl Store {
     pub fn models(&self) -> Vec<ModelSummary> {
         let mut manifests: Vec<_> = self.disk.catalogue().manifests.values().cloned().collect();
         manifests.sort_by_key(|manifest| manifest.id());
-        manifests.iter().map(|manifest| self.summary(manifest)).collect()
+        let mut models_with = HashMap::new();
+        for chunk in manifests.iter().flat_map(|manifest| manifest.chunks()) {
+            *models_with.entry(chunk.id).or_insert(0usize) += 1;
+        }
+        manifests.iter().map(|manifest| self.summary(manifest, &models_with)).collect()
     }
 
     /// Calls `model` by a name. The name means no other model from then on.
@@ -275,7 +281,8 @@ impl Store {
         self.disk.usage()
     }
 
-    fn summary(&self, manifest: &Manifest) -> ModelSummary {
+    /// `models_with`: how many models have each chunk.
+    fn summary(&self, manifest: &Manifest, models_with: &HashMap<ChunkId, usize>) -> ModelSummary {
         let id = manifest.id();
         let (aliases, pinned) = {
             let catalogue = self.disk.catalogue();
@@ -285,6 +292,7 @@ impl Store {
         let held = manifest.chunks().iter().filter(|chunk| holdings.contains(chunk.id));
         let (held_chunks, held_bytes) =
             held.fold((0, 0), |(chunks, bytes), chunk| (chunks + 1, bytes + u64::from(chunk.size)));
+        let shared = manifest.chunks().iter().filter(|chunk| 1 < models_with[&chunk.id]);
         ModelSummary {
             id,
             aliases,
@@ -295,6 +303,7 @@ impl Store {
             bytes: manifest.size(),
             held_chunks,
             held_bytes,
+            shared_bytes: shared.map(|chunk| u64::from(chunk.size)).sum(),
             pinned,
         }
     }
