@@ -67,6 +67,8 @@ enum Part {
 /// How the tensors of one folder are grouped.
 pub(crate) struct Grouping {
     table: Option<(&'static Family, &'static str)>,
+    /// How many blocks a pass visits, where that is said. Others may follow that predict further tokens.
+    blocks: Option<u64>,
 }
 
 /// The `config.json` of the folder, if there is one of a sensible size.
@@ -81,31 +83,42 @@ pub(crate) fn config(files: &[Listed]) -> Option<Vec<u8>> {
 impl Grouping {
     /// What `config` and the names of all tensors say, if that is a known family.
     pub(crate) fn new<'a>(config: Option<&[u8]>, names: impl Iterator<Item = &'a str>) -> Option<Self> {
-        let family = config.and_then(family)?;
+        let config: serde_json::Value = serde_json::from_slice(config?).ok()?;
+        let family = family(&config)?;
         let names: Vec<&str> = names.collect();
         let fits = |root: &&&str| names.iter().any(|name| below(family, root, name).is_some());
-        Some(Self { table: Some((family, *family.roots.iter().find(fits)?)) })
+        let blocks = config["num_hidden_layers"].as_u64();
+        Some(Self { table: Some((family, *family.roots.iter().find(fits)?)), blocks })
     }
 
     /// By the names that GGUF files have, whatever the model.
     pub(crate) fn gguf() -> Self {
-        Self { table: Some((&gguf::FAMILY, "")) }
+        Self { table: Some((&gguf::FAMILY, "")), blocks: None }
     }
 
     /// By the numbers in names alone.
     pub(crate) fn unknown() -> Self {
-        Self { table: None }
+        Self { table: None, blocks: None }
     }
 
     /// The group of a tensor.
     pub(crate) fn of(&self, name: &str) -> Group {
         let from_table = |(family, root)| below(family, root, name).or_else(|| rule(family.beside, name));
-        self.table.and_then(from_table).unwrap_or_else(|| named::group(name))
+        let found = self.table.and_then(from_table).filter(|group| self.is_visited(group));
+        found.unwrap_or_else(|| named::group(name))
+    }
+
+    fn is_visited(&self, group: &Group) -> bool {
+        match group {
+            Group::Block(_, block) | Group::Expert { block, .. } => {
+                self.blocks.is_none_or(|blocks| u64::from(*block) < blocks)
+            }
+            _ => true,
+        }
     }
 }
 
-fn family(config: &[u8]) -> Option<&'static Family> {
-    let config: serde_json::Value = serde_json::from_slice(config).ok()?;
+fn family(config: &serde_json::Value) -> Option<&'static Family> {
     match config["model_type"].as_str() {
         Some(name) => FAMILIES.iter().find(|family| family.model_types.contains(&name)).copied(),
         None => {

@@ -54,6 +54,13 @@ fn routed_experts_are_groups_of_their_own() {
 }
 
 #[test]
+fn blocks_that_no_pass_visits_go_by_their_names() {
+    let config = br#"{"model_type": "deepseek_v3", "num_hidden_layers": 61}"#;
+    let names = ["model.layers.60.mlp.gate.weight", "model.layers.61.mlp.experts.3.up_proj.weight"];
+    assert_eq!(groups(Some(config), &names), [Group::Block(Decoder, 60), named("model.layers.61")]);
+}
+
+#[test]
 fn an_encoder_has_blocks_and_tables_and_what_no_pass_needs() {
     let names = [
         "embeddings.word_embeddings.weight",
