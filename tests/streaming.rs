@@ -71,10 +71,27 @@ async fn generate(node: &Node, model: &str, tokens: usize) -> surf_node::api::Ca
     panic!("the generation did not end");
 }
 
+/// Every reference model.
+const REFERENCES: [&str; 13] = [
+    "bert",
+    "deepseek-v3",
+    "deepseek-v3-fp8",
+    "gpt2",
+    "llama",
+    "llama-bf16-sharded",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "qwen3-moe",
+    "t5",
+    "t5-v1.1",
+];
+
 /// Both ways of running every reference model: from another node with room for two blocks, and whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn recorded_outputs_are_reproduced_streamed_and_resident() {
-    for name in ["llama", "llama-bf16-sharded", "mistral", "qwen2", "qwen3", "bert", "t5", "t5-v1.1"] {
+    for name in REFERENCES {
         let folder = fixture(name);
         for memory in [two_blocks(&folder).await, PLENTY] {
             let (_seed, empty, model) = pair(&folder, memory).await;
