@@ -110,6 +110,33 @@ async fn recorded_outputs_are_reproduced_streamed_and_resident() {
     }
 }
 
+/// What a GGUF file says about its model crosses the network as its weights do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_in_a_gguf_file_is_run_like_one_in_a_folder() {
+    for kind in ["f16", "q8_0", "q4_0"] {
+        let path = fixture(&format!("../gguf/llama-{kind}.gguf"));
+        for memory in [two_blocks(&path).await, PLENTY] {
+            let (_seed, empty, model) = pair(&path, memory).await;
+            let expected = fixture(&format!("../gguf/llama-{kind}.expected.safetensors"));
+            let checked = check(&empty.node, &model, &expected).await;
+            assert!(checked.pass && checked.max_rel_err <= 1e-5, "{kind} with {memory}: {checked:?}");
+            let agree = (checked.argmax_agree, checked.greedy_agree);
+            assert_eq!(agree, (Some(1.0), Some(1.0)), "{kind} with {memory}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_in_another_format_is_distributed_and_not_run() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(fixture("llama/config.json"), folder.path().join("config.json")).unwrap();
+    std::fs::write(folder.path().join("model.onnx"), b"\x08\x07").unwrap();
+    let (_seed, empty, model) = pair(folder.path(), PLENTY).await;
+    let refused = empty.node.generate(&model, Request::new(Prompt::Tokens(vec![1]))).await.err().unwrap();
+    let refused = refused.to_string();
+    assert!(refused.contains("cannot be run: the weights in model.onnx are in a format"), "{refused}");
+}
+
 /// The logits to compare with. Those that came with the sharded model were computed after its rotary
 /// speeds had been rounded to bfloat16 together with its weights, which loading the folder does not do;
 /// ours are transformers' for the folder as it is.

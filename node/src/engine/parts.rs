@@ -136,8 +136,8 @@ impl<'a> Parts<'a> {
         Linear::new(weight, bias, self.device)
     }
 
-    /// A projection with bias that is stored the other way round, as `[inputs, outputs]`: that whose
-    /// outputs are these `columns`.
+    /// A projection with bias that is stored the other way round, as `[inputs, outputs]`, but not in GGUF
+    /// files: that whose outputs are these `columns`.
     pub(crate) fn linear_along_columns(
         &self,
         name: &str,
@@ -145,6 +145,9 @@ impl<'a> Parts<'a> {
         outputs: usize,
         columns: Range<usize>,
     ) -> Result<Linear, EngineError> {
+        if self.is_as_in_gguf(name) {
+            return self.linear_of(name, inputs, outputs, &[columns], true);
+        }
         let (weight_name, raw) = (self.name(name, "weight"), self.raw(name, "weight")?);
         without_scales(&weight_name, raw)?;
         let weight = matrix(&weight_name, raw, inputs, outputs)?;
@@ -173,6 +176,10 @@ impl<'a> Parts<'a> {
         size: usize,
         eps: f64,
     ) -> Result<RmsNorm, EngineError> {
+        if self.is_as_in_gguf(name) {
+            // Where they have been added already.
+            return self.rms_norm(name, size, eps);
+        }
         let weight = vector(&self.name(name, "weight"), self.raw(name, "weight")?, size)?;
         RmsNorm::new(weight.iter().map(|weight| 1.0 + weight).collect(), eps, self.device)
     }
@@ -199,6 +206,11 @@ impl<'a> Parts<'a> {
 
     fn name(&self, name: &str, kind: &str) -> String {
         format!("{}{name}.{kind}", self.prefix)
+    }
+
+    /// Whether the weight called `name` goes by the name, and so is as it is, in GGUF files.
+    fn is_as_in_gguf(&self, name: &str) -> bool {
+        !self.tensors.tensors.contains_key(&self.name(name, "weight"))
     }
 
     fn raw(&self, name: &str, kind: &str) -> Result<&'a RawTensor, EngineError> {

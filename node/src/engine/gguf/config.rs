@@ -7,9 +7,10 @@ use surf_protocol::Manifest;
 use super::{EMBEDDING, FACTORS, Fault};
 
 /// Architectures that can be run: what `general.architecture` says, and what `model_type` does.
-const ARCHITECTURES: [(&str, &str); 8] = [
+const ARCHITECTURES: [(&str, &str); 9] = [
     ("gemma2", "gemma2"),
     ("gemma3", "gemma3_text"),
+    ("gpt2", "gpt2"),
     ("llama", "llama"),
     ("phi3", "phi3"),
     ("qwen2", "qwen2"),
@@ -31,6 +32,16 @@ const FIELDS: [(&str, &str); 10] = [
     ("attention.sliding_window", "sliding_window"),
     ("rope.freq_base", "rope_theta"),
     ("rope.freq_base_swa", "rope_local_base_freq"),
+];
+
+/// The same for GPT-2.
+const FIELDS_OF_GPT2: [(&str, &str); 6] = [
+    ("embedding_length", "n_embd"),
+    ("block_count", "n_layer"),
+    ("feed_forward_length", "n_inner"),
+    ("attention.head_count", "n_head"),
+    ("context_length", "n_positions"),
+    ("attention.layer_norm_epsilon", "layer_norm_epsilon"),
 ];
 
 /// Blocks of a model. What has more is refused by whoever reads the configuration.
@@ -67,7 +78,8 @@ impl<'a> About<'a> {
 
     /// What `config.json` would say.
     pub(super) fn config(mut self) -> Result<Value, Fault> {
-        for (from, to) in FIELDS {
+        let fields = if self.name == "gpt2" { &FIELDS_OF_GPT2[..] } else { &FIELDS };
+        for (from, to) in fields {
             if let Some(number) = self.number(from)? {
                 self.set(to, number);
             }
@@ -158,6 +170,10 @@ impl<'a> About<'a> {
 
     /// Biases are there or not; one that nobody asks for would be left out without a word.
     fn biases(&self) -> Result<(), Fault> {
+        if self.name == "gpt2" {
+            // Which has them everywhere.
+            return Ok(());
+        }
         let flag = |field: &str| self.config.get(field).and_then(Value::as_bool).unwrap_or(false);
         let (attention, mlp) = (flag("attention_bias"), flag("mlp_bias"));
         let unused = |name: &str| {

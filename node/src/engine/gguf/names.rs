@@ -2,7 +2,7 @@
 
 /// What GGUF files call the modules of a block. Where there are two names, the one that is there is
 /// meant: Gemma has a norm behind attention, others before what follows.
-const MODULES: [(&str, &[&str]); 27] = [
+const MODULES: [(&str, &[&str]); 33] = [
     ("input_layernorm", &["attn_norm"]),
     ("post_attention_layernorm", &["post_attention_norm", "ffn_norm"]),
     ("pre_feedforward_layernorm", &["ffn_norm"]),
@@ -30,7 +30,26 @@ const MODULES: [(&str, &[&str]); 27] = [
     ("block_sparse_moe.experts.w1", &["ffn_gate_exps"]),
     ("block_sparse_moe.experts.w3", &["ffn_up_exps"]),
     ("block_sparse_moe.experts.w2", &["ffn_down_exps"]),
+    ("ln_1", &["attn_norm"]),
+    ("attn.c_attn", &["attn_qkv"]),
+    ("attn.c_proj", &["attn_output"]),
+    ("ln_2", &["ffn_norm"]),
+    ("mlp.c_fc", &["ffn_up"]),
+    ("mlp.c_proj", &["ffn_down"]),
 ];
+
+/// What they call the modules before and behind the blocks.
+const OUTER: [(&str, &str); 6] = [
+    ("model.embed_tokens", "token_embd"),
+    ("transformer.wte", "token_embd"),
+    ("transformer.wpe", "position_embd"),
+    ("model.norm", "output_norm"),
+    ("transformer.ln_f", "output_norm"),
+    ("lm_head", "output"),
+];
+
+/// What stands before the number of a block.
+const BLOCKS: [&str; 2] = ["model.layers.", "transformer.h."];
 
 /// What `look_up` knows under `name`, else under the name that GGUF files have for it.
 pub(crate) fn find<T>(name: &str, look_up: impl Fn(&str) -> Option<T>) -> Option<T> {
@@ -45,17 +64,12 @@ pub(crate) fn stored_name(name: &str, is_there: impl Fn(&str) -> bool) -> String
 /// Names that a tensor called `name` by transformers may have in a GGUF file.
 fn candidates(name: &str) -> Vec<String> {
     let Some((module, kind)) = name.rsplit_once('.') else { return Vec::new() };
-    let outer = match module {
-        "model.embed_tokens" => Some("token_embd"),
-        "model.norm" => Some("output_norm"),
-        "lm_head" => Some("output"),
-        _ => None,
-    };
-    if let Some(outer) = outer {
+    if let Some((_, outer)) = OUTER.iter().find(|(known, _)| *known == module) {
         return vec![format!("{outer}.{kind}")];
     }
     let inner = || {
-        let (number, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
+        let below = BLOCKS.iter().find_map(|blocks| module.strip_prefix(blocks));
+        let (number, module) = below?.split_once('.')?;
         let (_, names) = MODULES.iter().find(|(known, _)| *known == module)?;
         Some(names.iter().map(|name| format!("blk.{number}.{name}.{kind}")).collect())
     };

@@ -54,7 +54,10 @@ async fn check(engine: &Engine, name: &str, tolerance: f32) {
 }
 
 /// Models of one file each.
-const MODELS: [&str; 11] = [
+const MODELS: [&str; 16] = [
+    "gemma2",
+    "gemma3",
+    "gpt2",
     "llama-f16",
     "llama-q8_0",
     "llama-q4_0",
@@ -63,6 +66,8 @@ const MODELS: [&str; 11] = [
     "llama-inner",
     "llama3",
     "mixtral",
+    "phi3",
+    "phi3-long",
     "qwen2moe",
     "qwen3",
     "qwen3moe",
