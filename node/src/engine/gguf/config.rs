@@ -1,10 +1,12 @@
 //! The metadata of a model, in the words of `config.json`.
 
+mod rotary;
+
 use serde_json::{Map, Value, json};
 use surf_chunker::gguf::{Metadata, Value as Entry};
 use surf_protocol::Manifest;
 
-use super::{EMBEDDING, FACTORS, Fault};
+use super::{EMBEDDING, Fault};
 
 /// Architectures that can be run: what `general.architecture` says, and what `model_type` does.
 const ARCHITECTURES: [(&str, &str); 9] = [
@@ -89,6 +91,10 @@ impl<'a> About<'a> {
         self.set("tie_word_embeddings", json!(!self.has("output.weight")));
         let head_dim = self.head_dim()?;
         self.set("head_dim", json!(head_dim));
+        if let Some(turned) = self.count("rope.dimension_count")?.filter(|turned| *turned != head_dim) {
+            // A little more, because what the share makes of a head is rounded down.
+            self.set("partial_rotary_factor", json!((turned as f64 + 0.25) / head_dim as f64));
+        }
         if let Some(scaling) = self.scaling(head_dim)? {
             self.set("rope_scaling", scaling);
         }
@@ -114,9 +120,6 @@ impl<'a> About<'a> {
                 }
             }
             "phi3" => {
-                let share = self.count("rope.dimension_count")?;
-                let share = share.map_or(1.0, |count| count as f64 / head_dim as f64);
-                self.set("partial_rotary_factor", json!(share));
                 let original = self.count("rope.scaling.original_context_length")?;
                 self.set("original_max_position_embeddings", json!(original));
             }
@@ -233,72 +236,6 @@ impl<'a> About<'a> {
         }
     }
 
-    /// By what the rotary is stretched, in the words of transformers.
-    fn scaling(&self, head_dim: u64) -> Result<Option<Value>, Fault> {
-        let original = self.count("rope.scaling.original_context_length")?;
-        let factor = self.real("rope.scaling.factor")?.or(self.real("rope.scale_linear")?);
-        let factor = factor.filter(|factor| *factor != 1.0);
-        if let Some((short, long)) = self.factors(head_dim)? {
-            let attention = self.real("rope.scaling.attn_factor")?.unwrap_or(1.0);
-            let original = original.or(self.count("context_length")?);
-            return Ok(Some(json!({"rope_type": "longrope", "short_factor": short, "long_factor": long,
-                "factor": factor.unwrap_or(1.0), "original_max_position_embeddings": original,
-                "attention_factor": attention})));
-        }
-        let kind = self.find("rope.scaling.type").and_then(|kind| kind.as_str());
-        let Some(factor) = factor else { return self.unstretched(kind) };
-        match kind {
-            None | Some("linear") => Ok(Some(json!({"rope_type": "linear", "factor": factor}))),
-            Some("yarn") => {
-                let mut scaling = json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original});
-                for (from, to) in [
-                    ("rope.scaling.yarn_beta_fast", "beta_fast"),
-                    ("rope.scaling.yarn_beta_slow", "beta_slow"),
-                ] {
-                    if let Some(beta) = self.real(from)? {
-                        scaling[to] = json!(beta);
-                    }
-                }
-                Ok(Some(scaling))
-            }
-            kind => self.unstretched(kind),
-        }
-    }
-
-    fn unstretched(&self, kind: Option<&str>) -> Result<Option<Value>, Fault> {
-        match kind {
-            None | Some("none" | "linear" | "yarn" | "longrope") => Ok(None),
-            Some(other) => {
-                let known = "none, linear, yarn and longrope";
-                Err(self.wrong("rope.scaling.type", format!("is {other:?}; supported are {known}")))
-            }
-        }
-    }
-
-    /// Factors of speeds for sequences within the original context, and for longer ones.
-    fn factors(&self, head_dim: u64) -> Result<Option<(Vec<f32>, Vec<f32>)>, Fault> {
-        let read = |name: &str| -> Result<Option<Vec<f32>>, Fault> {
-            let Some((_, bytes)) = self.tensors.iter().find(|(tensor, _)| tensor == name) else {
-                return Ok(None);
-            };
-            let values: Vec<f32> =
-                bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-            if head_dim < values.len() as u64 {
-                return Err(format!("tensor {name:?} has {} factors for a head of {head_dim}", values.len()));
-            }
-            match values.iter().find(|value| !value.is_finite()) {
-                Some(value) => Err(format!("tensor {name:?} has {value}, which is no factor")),
-                None => Ok(Some(values)),
-            }
-        };
-        let [all, short, long] = FACTORS;
-        Ok(match (read(all)?, read(short)?, read(long)?) {
-            (_, Some(short), Some(long)) => Some((short, long)),
-            (Some(all), ..) => Some((all.clone(), all)),
-            _ => None,
-        })
-    }
-
     fn set(&mut self, field: &str, value: Value) {
         self.config.insert(field.to_owned(), value);
     }
@@ -308,7 +245,7 @@ impl<'a> About<'a> {
         let Some(value) = self.find(field) else { return Ok(None) };
         let one = match value.as_list() {
             Some(list) => {
-                let first = list.iter().next();
+                let first = list.iter().next().filter(|_| list.len() as u64 <= BLOCKS_MAX);
                 first.filter(|first| list.iter().all(|each| each == *first))
             }
             None => Some(value),

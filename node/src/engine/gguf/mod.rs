@@ -101,7 +101,7 @@ impl Files {
             Ok::<_, Fault>(())
         };
         add("tokenizer.json", &|| tokenizer::tokenizer(&metadata, &vocabulary))?;
-        add("tokenizer_config.json", &|| Ok(tokenizer::config(&metadata, &vocabulary)))?;
+        add("tokenizer_config.json", &|| tokenizer::config(&metadata, &vocabulary))?;
         add("generation_config.json", &|| Ok(tokenizer::generation(&metadata, &vocabulary)))
     }
 }

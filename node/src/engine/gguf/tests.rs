@@ -114,6 +114,15 @@ fn a_rotary_may_be_stretched_in_several_ways() {
         .number("llama.rope.scaling.original_context_length", 64);
     let expected = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
     assert_eq!(config(&yarn)["rope_scaling"], expected);
+    let attention = |head: Head| head.entry("llama.rope.scaling.attn_factor", 6, &2f32.to_le_bytes());
+    let told = config(&attention(yarn))["rope_scaling"]["attention_factor"].as_f64().unwrap();
+    assert!((told - 2.0 * (1.0 + 0.1 * 4f64.ln())).abs() < 1e-12, "{told}");
+    assert!(refused(&attention(Head::llama())).contains("llama.rope.scaling.attn_factor is 2"));
+    // Six of sixteen elements.
+    let part = config(&Head::llama().number("llama.rope.dimension_count", 6));
+    assert_eq!((part["partial_rotary_factor"].as_f64().unwrap() * 16.0) as usize, 6);
+    let all = config(&Head::llama().number("llama.rope.dimension_count", 16));
+    assert_eq!(all["partial_rotary_factor"], Value::Null);
     let none =
         Head::llama().text("llama.rope.scaling.type", "none").entry("llama.rope.scaling.factor", 6, &factor);
     assert_eq!(config(&none)["rope_scaling"], Value::Null);
@@ -243,6 +252,14 @@ fn absurd_vocabularies_are_refused_at_once() {
         &repeated(&text("a a"), (1 << 20) + 1),
     );
     assert!(refused(&merges).contains("tokenizer.ggml.merges has 1048577 texts"));
+    let template = "x".repeat((1 << 20) + 1);
+    let template = tokens(&repeated(&text("a"), 1))
+        .entry("tokenizer.ggml.merges", 9, &repeated(&text("a a"), 0))
+        .text("tokenizer.chat_template", &template);
+    assert!(refused(&template).contains("tokenizer.chat_template has 1048577 bytes"));
+    let list = [&0u32.to_le_bytes()[..], &(1u64 << 24).to_le_bytes(), &[2; 1 << 24]].concat();
+    let blocks = Head::llama().entry("llama.attention.head_count_kv", 9, &list);
+    assert!(refused(&blocks).contains("llama.attention.head_count_kv must be one number"));
     // Runs of one letter are made of shorter ones in as many ways as they are long.
     let letters: Vec<u8> = (0..40_000).flat_map(|at| text(&"a".repeat(at % 120 + 1))).collect();
     let list = [&8u32.to_le_bytes()[..], &40_000u64.to_le_bytes(), &letters].concat();

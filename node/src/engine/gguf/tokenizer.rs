@@ -18,6 +18,9 @@ const ADDED_SIZE_MAX: usize = 1 << 20;
 /// Pairs of tokens that are merged. The largest vocabularies have half of this.
 pub(super) const MERGES_MAX: usize = 1 << 20;
 
+/// Bytes in a chat template. Some have ten thousand.
+const TEMPLATE_SIZE_MAX: usize = 1 << 20;
+
 /// Names of tokens that end a turn or a text, whatever the metadata says.
 const ENDS: [&str; 8] = [
     "<|eot_id|>",
@@ -117,9 +120,13 @@ pub(super) fn tokenizer(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) ->
 }
 
 /// `tokenizer_config.json`: the chat template, and the special tokens that it may name.
-pub(super) fn config(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> String {
+pub(super) fn config(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result<String, Fault> {
+    const TEMPLATE: &str = "tokenizer.chat_template";
     let mut config = Map::new();
-    if let Some(template) = metadata.find("tokenizer.chat_template").and_then(|template| template.as_str()) {
+    if let Some(template) = metadata.find(TEMPLATE).and_then(|template| template.as_str()) {
+        if TEMPLATE_SIZE_MAX < template.len() {
+            return Err(format!("{TEMPLATE} has {} bytes; {TEMPLATE_SIZE_MAX} are read", template.len()));
+        }
         config.insert("chat_template".to_owned(), json!(template));
     }
     for (name, field) in
@@ -129,7 +136,7 @@ pub(super) fn config(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> St
             config.insert(field.to_owned(), json!(token));
         }
     }
-    Value::Object(config).to_string()
+    Ok(Value::Object(config).to_string())
 }
 
 /// `generation_config.json`: the tokens that end a text.
