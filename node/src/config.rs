@@ -156,7 +156,7 @@ pub enum Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Precision {
-    /// What suits the device: f32 on a CPU.
+    /// f32, in which all devices compute the same.
     Auto,
     /// 32 bits.
     F32,

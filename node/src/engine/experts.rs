@@ -7,23 +7,27 @@
 //! In GGUF files the experts of a block are stored as one tensor for each of their projections. They are
 //! part of the block then, and all are there when it is.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, Weak},
+};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use surf_protocol::{Group, Stack};
 
-use crate::weights::RawTensor;
-
 use super::{
-    EngineError, host, kernels,
+    EngineError,
+    compute::Compute,
+    host, kernels,
     kernels::Activation,
-    linear::Linear,
+    linear::{Linear, Weight},
     mlp::GatedMlp,
     parts::{self, Parts},
     pass::Pass,
     router::{Choice, Router},
     stored::Stored,
 };
+use crate::weights::{RawTensor, Tensors};
 
 /// Experts of one block, and who is with every token.
 #[derive(Debug)]
@@ -36,13 +40,21 @@ pub(crate) struct Mixture {
     pub(crate) block: u32,
     /// How their weights are stored.
     pub(crate) stored: Stored,
+    /// What computes their products.
+    pub(crate) compute: Compute,
     /// An expert that every token takes.
     pub(crate) shared: Option<Shared>,
 }
 
 /// All experts of a block: gate, up and down projections, each as a tensor of experts by rows by columns.
-#[derive(Clone, Debug)]
-pub(crate) struct Stacked([RawTensor; 3]);
+#[derive(Debug)]
+pub(crate) struct Stacked {
+    tensors: [RawTensor; 3],
+    /// Whether they stay in memory, as the block does.
+    stay: bool,
+    /// What was made of them so far, for as long as the block is what it is.
+    made: Mutex<HashMap<u32, Arc<GatedMlp>>>,
+}
 
 /// See [`Mixture::shared`].
 #[derive(Debug)]
@@ -51,6 +63,11 @@ pub(crate) struct Shared {
     /// How much of it each token takes, through a sigmoid; else all.
     pub(crate) gate: Option<Linear>,
 }
+
+/// The experts that stay in memory, each as what was made of its weights, for as long: a device keeps
+/// its own copy of them there.
+#[derive(Debug, Default)]
+pub(crate) struct KeptExperts(Mutex<HashMap<Group, (Weak<Tensors>, Arc<GatedMlp>)>>);
 
 /// How the experts of a model look.
 #[derive(Clone, Debug)]
@@ -82,6 +99,7 @@ impl Mixture {
         if self.stacked.is_none() {
             let groups: Vec<Group> = takers.keys().map(|&expert| self.group(expert)).collect();
             pass.weights.expect(&groups);
+            pass.experts.forget();
         }
         pass.guess(before)?;
         // Also what needs no waiting, while they come.
@@ -91,11 +109,14 @@ impl Mixture {
         };
         for (expert, takers) in takers {
             let mlp = match &self.stacked {
-                Some(stacked) => self.experts.mlp_of(stacked, expert, x.device())?,
+                Some(stacked) => self.experts.mlp_of(stacked, expert, &self.compute)?,
                 None => {
-                    let tensors = pass.weights.group(&self.group(expert))?;
-                    let parts = Parts::new(&tensors, x.device()).stored(self.stored);
-                    self.experts.mlp(self.block, expert, &parts)?
+                    let group = self.group(expert);
+                    let tensors = pass.weights.group(&group)?;
+                    pass.experts.of(&group, &tensors, || {
+                        let parts = Parts::new(&tensors, &self.compute).stored(self.stored);
+                        self.experts.mlp(self.block, expert, &parts)
+                    })?
                 }
             };
             let rows: Vec<f32> = host::read(x, |x| {
@@ -129,6 +150,34 @@ impl Mixture {
     }
 }
 
+impl KeptExperts {
+    /// What was made of `tensors`, which are `group`'s, or what `make` makes of them now.
+    fn of(
+        &self,
+        group: &Group,
+        tensors: &Arc<Tensors>,
+        make: impl FnOnce() -> Result<GatedMlp, EngineError>,
+    ) -> Result<Arc<GatedMlp>, EngineError> {
+        let mut kept = self.0.lock().expect("no panics while held");
+        if let Some((of, mlp)) = kept.get(group)
+            && Weak::as_ptr(of) == Arc::as_ptr(tensors)
+        {
+            return Ok(Arc::clone(mlp));
+        }
+        let mlp = Arc::new(make()?);
+        if tensors.resident {
+            kept.insert(group.clone(), (Arc::downgrade(tensors), Arc::clone(&mlp)));
+        }
+        Ok(mlp)
+    }
+
+    /// Lets go of those that have left memory.
+    fn forget(&self) {
+        let mut kept = self.0.lock().expect("no panics while held");
+        kept.retain(|_, (tensors, _)| tensors.strong_count() != 0);
+    }
+}
+
 impl Shared {
     fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
         let y = self.mlp.forward(x)?;
@@ -148,23 +197,36 @@ impl ExpertShape {
     /// The experts of `block`, if they are part of it.
     pub(crate) fn stacked(&self, block: &Parts<'_>) -> Option<Stacked> {
         let [gate, up, down] = self.names.map(|name| block.under(self.under).stack(name).cloned());
-        Some(Stacked([gate?, up?, down?]))
+        let (tensors, stay) = ([gate?, up?, down?], block.stay());
+        Some(Stacked { tensors, stay, made: Mutex::default() })
     }
 
-    fn mlp_of(&self, stacked: &Stacked, expert: u32, device: &Device) -> Result<GatedMlp, EngineError> {
-        let [gate, up, down] = &stacked.0;
+    fn mlp_of(
+        &self,
+        stacked: &Stacked,
+        expert: u32,
+        compute: &Compute,
+    ) -> Result<Arc<GatedMlp>, EngineError> {
+        let mut made = stacked.made.lock().expect("no panics while held");
+        if let Some(mlp) = made.get(&expert) {
+            return Ok(Arc::clone(mlp));
+        }
+        let [gate, up, down] = &stacked.tensors;
         let linear = |name: &str, all: &RawTensor, inputs: usize, outputs: usize| {
             let name = format!("{}.{name}", self.under);
             let one = layer_of(&name, all, expert as usize)?;
-            Linear::new(parts::matrix(&name, &one, outputs, inputs)?, None, device)
+            let weight = Weight::Rows(parts::matrix(&name, &one, outputs, inputs)?);
+            Ok::<_, EngineError>(Linear::new(weight, None, compute.place(stacked.stay)))
         };
         let [gate_name, up_name, down_name] = self.names;
-        Ok(GatedMlp {
+        let mlp = Arc::new(GatedMlp {
             gate: linear(gate_name, gate, self.hidden, self.intermediate)?,
             up: linear(up_name, up, self.hidden, self.intermediate)?,
             down: linear(down_name, down, self.intermediate, self.hidden)?,
             activation: self.activation,
-        })
+        });
+        made.insert(expert, Arc::clone(&mlp));
+        Ok(mlp)
     }
 
     fn mlp(&self, block: u32, expert: u32, parts: &Parts<'_>) -> Result<GatedMlp, EngineError> {
@@ -197,4 +259,45 @@ fn layer_of(name: &str, all: &RawTensor, at: usize) -> Result<RawTensor, EngineE
         }
     }
     Err(EngineError::tensor(name, "comes in pieces that are no whole experts"))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::engine::kernels::{Float, Matrix};
+
+    fn mlp() -> GatedMlp {
+        let linear = || {
+            let one = Bytes::copy_from_slice(&1f32.to_le_bytes());
+            Linear::new(Weight::Rows(Matrix::new(Float::F32, 1, 1, vec![one]).unwrap()), None, None)
+        };
+        GatedMlp { gate: linear(), up: linear(), down: linear(), activation: Activation::Silu }
+    }
+
+    #[test]
+    fn an_expert_is_made_once_as_long_as_it_stays() {
+        let kept = KeptExperts::default();
+        let group = Group::Expert { stack: Stack::Decoder, block: 1, expert: 2 };
+        let tensors = |resident| Arc::new(Tensors { resident, ..Tensors::default() });
+        let made = |tensors: &Arc<Tensors>| {
+            let mut made = false;
+            let make = || {
+                made = true;
+                Ok(mlp())
+            };
+            kept.of(&group, tensors, make).unwrap();
+            made
+        };
+        let (first, second, passing) = (tensors(true), tensors(true), tensors(false));
+        assert!(made(&first) && !made(&first));
+        assert!(made(&second) && !made(&second), "the same expert, come again");
+        assert!(made(&passing) && made(&passing));
+        kept.forget();
+        assert!(!made(&second));
+        drop(second);
+        kept.forget();
+        assert!(kept.0.lock().unwrap().is_empty());
+    }
 }

@@ -1,14 +1,16 @@
 //! A projection: `x · weightᵀ + bias`, or `x · weight + bias` where the weight is stored that way.
 //!
-//! On a CPU the weight stays in its own precision and is widened as it is used; on a GPU this is the
-//! place for a tensor on that device.
+//! On the host the weight stays in its own precision and is widened as it is used; a device has its own
+//! place for it.
 
 use std::{ops::Range, sync::Arc};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::{
-    EngineError, host,
+    EngineError,
+    compute::{Place, Remote},
+    host,
     kernels::{self, Matrix},
 };
 
@@ -17,10 +19,12 @@ use super::{
 pub(crate) struct Linear {
     weight: Weight,
     bias: Option<Arc<[f32]>>,
+    place: Option<Arc<Place>>,
 }
 
+/// What activations are multiplied with.
 #[derive(Clone, Debug)]
-enum Weight {
+pub(crate) enum Weight {
     /// Of which each row makes one output.
     Rows(Matrix),
     /// Of which each of these columns does.
@@ -28,30 +32,10 @@ enum Weight {
 }
 
 impl Linear {
-    /// `bias` has as many elements as `weight` rows.
-    pub(crate) fn new(
-        weight: Matrix,
-        bias: Option<Arc<[f32]>>,
-        device: &Device,
-    ) -> Result<Self, EngineError> {
-        Self::of(Weight::Rows(weight), bias, device)
-    }
-
-    /// With an output for each of these columns of `weight`. `bias` has as many elements.
-    pub(crate) fn along_columns(
-        weight: Matrix,
-        columns: Range<usize>,
-        bias: Option<Arc<[f32]>>,
-        device: &Device,
-    ) -> Result<Self, EngineError> {
-        Self::of(Weight::Columns(weight, columns), bias, device)
-    }
-
-    fn of(weight: Weight, bias: Option<Arc<[f32]>>, device: &Device) -> Result<Self, EngineError> {
-        match device {
-            Device::Cpu => Ok(Self { weight, bias }),
-            _ => Err(EngineError::Device("this build computes on the CPU only".to_owned())),
-        }
+    /// `bias` has as many elements as `weight` has outputs. `place` is where a device computes it, if one
+    /// does.
+    pub(crate) fn new(weight: Weight, bias: Option<Arc<[f32]>>, place: Option<Arc<Place>>) -> Self {
+        Self { weight, bias, place }
     }
 
     /// From `[tokens, inputs]` to `[tokens, outputs]`.
@@ -65,6 +49,9 @@ impl Linear {
             let message = format!("a projection of {inputs} inputs was given {given}");
             return Err(candle_core::Error::Msg(message).into());
         }
+        if let Some(place) = &self.place {
+            return self.product(place, &place.bring(x)?)?.home();
+        }
         let mut y = host::read(x, |x| match &self.weight {
             Weight::Rows(weight) => kernels::matmul(weight, x, rows),
             Weight::Columns(weight, columns) => kernels::matmul_columns(weight, columns.clone(), x, rows),
@@ -73,5 +60,15 @@ impl Linear {
             y.chunks_exact_mut(bias.len()).for_each(|row| kernels::add(row, bias));
         }
         host::tensor(y, rows, outputs)
+    }
+
+    /// Where a device computes it, if one does.
+    pub(crate) fn place(&self) -> Option<&Arc<Place>> {
+        self.place.as_ref()
+    }
+
+    /// The same on a device, at this place of its own.
+    pub(crate) fn product(&self, place: &Place, x: &Remote) -> Result<Remote, EngineError> {
+        place.product(&self.weight, self.bias.as_deref(), x)
     }
 }

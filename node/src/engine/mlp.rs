@@ -19,6 +19,10 @@ pub(crate) struct Mlp {
 impl Mlp {
     /// From `[tokens, hidden]` to the same.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
+        if let (Some(up), Some(down)) = (self.up.place(), self.down.place()) {
+            let inner = self.up.product(up, &up.bring(x)?)?.activated(self.activation)?;
+            return self.down.product(down, &inner)?.home();
+        }
         let up = self.up.forward(x)?;
         let (rows, cols) = up.dims2()?;
         let mut inner = host::copy(&up)?;
@@ -39,6 +43,12 @@ pub(crate) struct GatedMlp {
 impl GatedMlp {
     /// From `[tokens, hidden]` to the same.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
+        if let (Some(gate), Some(up), Some(down)) = (self.gate.place(), self.up.place(), self.down.place()) {
+            let x = gate.bring(x)?;
+            let inner = self.gate.product(gate, &x)?.activated(self.activation)?;
+            let inner = inner.times(&self.up.product(up, &x)?)?;
+            return self.down.product(down, &inner)?.home();
+        }
         let gate = self.gate.forward(x)?;
         let up = self.up.forward(x)?;
         let (rows, cols) = gate.dims2()?;

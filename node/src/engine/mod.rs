@@ -11,7 +11,7 @@
 //!   `source`: what a decoder looks back at.
 //! - `arch`: which groups, and what each is made of. `parts`: tensors to layers, as they are `stored`.
 //! - `attention`, `plain_attention`, `latent`, `mlp`, `experts`, `router`, `norm`, `rotary`, `distances`,
-//!   `linear`: the layers. `kernels`: their arithmetic.
+//!   `linear`: the layers. `kernels`: their arithmetic; `compute`: their large products on a device.
 //! - `files`: the small files of a model, and `gguf`: what stands for them in a GGUF file.
 //! - `sampling`, `stop`, `text`, `wordpiece`, `template`: from logits to text, and from text to tokens.
 //! - `sentence`: from vectors of tokens to one of the text.
@@ -27,6 +27,7 @@ mod attention;
 mod batch;
 mod cache;
 mod check;
+mod compute;
 mod distances;
 mod error;
 mod experts;
@@ -67,7 +68,6 @@ use std::sync::{
     mpsc::{SyncSender, TrySendError, sync_channel},
 };
 
-use candle_core::Device;
 use surf_protocol::Manifest;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -90,6 +90,7 @@ pub use whole::is_whole;
 use crate::{config, journal::Journal, weights::Weights};
 use actor::{Actor, Command};
 use arch::{Kind, Shape};
+use compute::Compute;
 use model::Model;
 use sentence::Sentence;
 use sequence::Job;
@@ -144,6 +145,7 @@ pub struct Engine {
     shape: Shape,
     /// How texts become vectors, or why they cannot.
     sentence: Arc<Result<Sentence, EngineError>>,
+    device: Arc<str>,
 }
 
 /// Texts as vectors.
@@ -164,14 +166,25 @@ impl Engine {
         config: &config::Engine,
         journal: Arc<Journal>,
     ) -> Result<Self, EngineError> {
-        let device = device(config)?;
+        Self::load_on(Compute::of(config)?, config.memory, files, weights, journal)
+    }
+
+    /// The same, with products computed by `compute`.
+    fn load_on(
+        compute: Compute,
+        memory: u64,
+        files: &Files,
+        weights: Arc<dyn Weights>,
+        journal: Arc<Journal>,
+    ) -> Result<Self, EngineError> {
         runnable(weights.manifest())?;
-        let architecture = match whole::read(files, &weights, config.memory, &device)? {
+        let device = Arc::from(compute.name());
+        let architecture = match whole::read(files, &weights, compute.room(memory), &compute.device())? {
             Some(whole) => whole,
             None => arch::read(files, weights.manifest())?,
         };
         let text = Arc::new(Text::read(files)?);
-        let model = Model::new(architecture, weights, journal, device)?.stored(Stored::read(files)?);
+        let model = Model::new(architecture, weights, journal, compute)?.stored(Stored::read(files)?);
         let shape = model.shape();
         let (commands, queue) = sync_channel(QUEUE_MAX);
         let actor = Actor::new(model, Arc::clone(&text), queue);
@@ -180,7 +193,7 @@ impl Engine {
             .spawn(move || actor.run())
             .map_err(|error| EngineError::Device(format!("no thread to run the model on: {error}")))?;
         let sentence = Arc::new(Sentence::read(files));
-        Ok(Self { commands, text, shape, sentence })
+        Ok(Self { commands, text, shape, sentence, device })
     }
 
     /// Starts to answer `request`. Tokenizes on this thread, which for a long prompt takes a while.
@@ -301,6 +314,11 @@ impl Engine {
         self.shape.context.min(usize::try_from(affordable).unwrap_or(usize::MAX))
     }
 
+    /// What computes its products: `cpu`, `cuda:0`.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
     /// The text of one token, special ones too.
     pub fn token_text(&self, id: u32) -> String {
         self.text.token(id)
@@ -333,7 +351,7 @@ impl Engine {
 
 /// Whether this build can compute as `config` says, on this machine.
 pub fn usable(config: &config::Engine) -> Result<(), EngineError> {
-    device(config).map(drop)
+    Compute::of(config).map(drop)
 }
 
 /// Fails for a model in formats that are distributed like any other, but not understood.
@@ -349,17 +367,4 @@ fn runnable(manifest: &Manifest) -> Result<(), EngineError> {
     Err(EngineError::NoWeights {
         found: paths.filter(is_of_weights).take(NAMED_MAX).map(str::to_owned).collect(),
     })
-}
-
-fn device(config: &config::Engine) -> Result<Device, EngineError> {
-    if let config::Device::Cuda(number) = config.device {
-        let reason = format!("this build has no CUDA, so device cuda:{number} cannot compute; use the CPU");
-        return Err(EngineError::Device(reason));
-    }
-    match config.dtype {
-        config::Precision::Auto | config::Precision::F32 => Ok(Device::Cpu),
-        config::Precision::Bf16 | config::Precision::F16 => {
-            Err(EngineError::Device("a CPU computes in f32; leave the dtype to auto".to_owned()))
-        }
-    }
 }

@@ -17,6 +17,8 @@ use super::{
     EngineError,
     arch::{Architecture, Layer, Shape, Step, Tables},
     cache::{CacheShape, KvCache},
+    compute::Compute,
+    experts::KeptExperts,
     gguf, host, parts,
     parts::Parts,
     pass::{Entry, Pass, Span},
@@ -37,10 +39,11 @@ pub(crate) struct Model {
     steps: Vec<Step>,
     weights: Arc<dyn Weights>,
     journal: Arc<Journal>,
-    device: Device,
+    compute: Compute,
     stored: Stored,
     threads: rayon::ThreadPool,
     kept: HashMap<Group, Kept>,
+    experts: Arc<KeptExperts>,
 }
 
 /// A layer whose weights are resident, and those weights: as long as they are the same, so is it.
@@ -76,7 +79,7 @@ impl Model {
         architecture: Box<dyn Architecture>,
         weights: Arc<dyn Weights>,
         journal: Arc<Journal>,
-        device: Device,
+        compute: Compute,
     ) -> Result<Self, EngineError> {
         let steps = architecture.steps();
         for step in &steps {
@@ -88,8 +91,8 @@ impl Model {
             .thread_name(|at| format!("surf-compute-{at}"))
             .build()
             .map_err(|error| EngineError::Device(format!("no threads to compute with: {error}")))?;
-        let (stored, kept) = (Stored::default(), HashMap::new());
-        Ok(Self { architecture, steps, weights, journal, device, stored, threads, kept })
+        let (stored, kept, experts) = (Stored::default(), HashMap::new(), Arc::default());
+        Ok(Self { architecture, steps, weights, journal, compute, stored, threads, kept, experts })
     }
 
     /// The same, of weights that are stored like this.
@@ -166,6 +169,7 @@ impl Model {
 
     /// All steps of one stage. The head is skipped if no logits are wanted.
     fn run(&mut self, stage: Stack, pass: &mut Pass<'_>) -> Result<Option<Tensor>, EngineError> {
+        pass.experts = Arc::clone(&self.experts);
         let mut tables = TableRows { weights: &*self.weights, kept: &self.kept };
         let mut x = self.architecture.embed(&mut tables, pass)?;
         let mut all = true;
@@ -178,7 +182,7 @@ impl Model {
             }
             if self.steps[at].head && all {
                 all = false;
-                let wanted = Tensor::from_slice(&pass.wanted, pass.wanted.len(), &self.device)?;
+                let wanted = Tensor::from_slice(&pass.wanted, pass.wanted.len(), &Device::Cpu)?;
                 x = x.index_select(&wanted, 0)?;
             }
             let layer = self.layer(at)?;
@@ -206,7 +210,7 @@ impl Model {
     /// The layer of step `at`.
     fn layer(&mut self, at: usize) -> Result<Arc<dyn Layer>, EngineError> {
         if self.architecture.takes_all() {
-            let parts = Parts::new(&NO_TENSORS, &self.device);
+            let parts = Parts::new(&NO_TENSORS, &self.compute);
             return Ok(Arc::from(self.architecture.layer(&self.steps[at], &parts)?));
         }
         let tensors = self.weights.group(&self.steps[at].group)?;
@@ -221,7 +225,7 @@ impl Model {
         {
             return Ok(Arc::clone(&kept.layer));
         }
-        let parts = Parts::new(&tensors, &self.device).stored(self.stored);
+        let parts = Parts::new(&tensors, &self.compute).stored(self.stored);
         let layer = self.architecture.layer(step, &parts)?;
         let layer: Arc<dyn Layer> = Arc::from(layer);
         if tensors.resident {

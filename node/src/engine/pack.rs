@@ -84,7 +84,7 @@ impl Packing {
 }
 
 /// What candle calls it.
-fn kind(dtype: Dtype) -> Option<GgmlDType> {
+pub(super) fn kind(dtype: Dtype) -> Option<GgmlDType> {
     Some(match dtype {
         Dtype::Q4_0 => GgmlDType::Q4_0,
         Dtype::Q4_1 => GgmlDType::Q4_1,

@@ -5,13 +5,14 @@
 
 use std::{ops::Range, sync::Arc};
 
-use candle_core::Device;
 use surf_protocol::Dtype;
 
 use super::{
-    EngineError, gguf,
+    EngineError,
+    compute::Compute,
+    gguf,
     kernels::{Float, Matrix, Scales},
-    linear::Linear,
+    linear::{Linear, Weight},
     norm::{LayerNorm, RmsNorm},
     stored::Stored,
 };
@@ -21,14 +22,15 @@ use crate::weights::{RawTensor, Tensors};
 #[derive(Clone, Debug)]
 pub(crate) struct Parts<'a> {
     tensors: &'a Tensors,
-    device: &'a Device,
+    compute: &'a Compute,
     stored: Stored,
     prefix: String,
 }
 
 impl<'a> Parts<'a> {
-    pub(crate) fn new(tensors: &'a Tensors, device: &'a Device) -> Self {
-        Self { tensors, device, stored: Stored::default(), prefix: String::new() }
+    /// Of `tensors`, whose products `compute` computes.
+    pub(crate) fn new(tensors: &'a Tensors, compute: &'a Compute) -> Self {
+        Self { tensors, compute, stored: Stored::default(), prefix: String::new() }
     }
 
     /// The same, of a model whose configuration says how its weights are stored.
@@ -39,6 +41,16 @@ impl<'a> Parts<'a> {
     /// How the weights of the model are stored.
     pub(crate) fn how_stored(&self) -> Stored {
         self.stored
+    }
+
+    /// What computes products.
+    pub(crate) fn compute(&self) -> &Compute {
+        self.compute
+    }
+
+    /// Whether they stay in memory.
+    pub(crate) fn stay(&self) -> bool {
+        self.tensors.resident
     }
 
     /// Names under `name`, as in `model.layers.3`.
@@ -69,7 +81,7 @@ impl<'a> Parts<'a> {
             true => Some(vector(&self.name(name, "bias"), self.raw(name, "bias")?, outputs)?),
             false => None,
         };
-        Linear::new(weight, bias, self.device)
+        Ok(self.projection(Weight::Rows(weight), bias))
     }
 
     /// The weight of the projection called `name`, with the scales that stand beside it.
@@ -133,7 +145,7 @@ impl<'a> Parts<'a> {
             }
             false => None,
         };
-        Linear::new(weight, bias, self.device)
+        Ok(self.projection(Weight::Rows(weight), bias))
     }
 
     /// A projection with bias that is stored the other way round, as `[inputs, outputs]`, but not in GGUF
@@ -153,13 +165,13 @@ impl<'a> Parts<'a> {
         let weight = matrix(&weight_name, raw, inputs, outputs)?;
         let bias = vector(&self.name(name, "bias"), self.raw(name, "bias")?, outputs)?;
         let bias = bias[columns.clone()].into();
-        Linear::along_columns(weight, columns, Some(bias), self.device)
+        Ok(self.projection(Weight::Columns(weight, columns), Some(bias)))
     }
 
     /// The norm called `name` over `size` elements.
     pub(crate) fn rms_norm(&self, name: &str, size: usize, eps: f64) -> Result<RmsNorm, EngineError> {
         let weight = vector(&self.name(name, "weight"), self.raw(name, "weight")?, size)?;
-        RmsNorm::new(weight, eps, self.device)
+        Ok(RmsNorm::new(weight, eps))
     }
 
     /// The `size` numbers called `name`, in full.
@@ -181,7 +193,7 @@ impl<'a> Parts<'a> {
             return self.rms_norm(name, size, eps);
         }
         let weight = vector(&self.name(name, "weight"), self.raw(name, "weight")?, size)?;
-        RmsNorm::new(weight.iter().map(|weight| 1.0 + weight).collect(), eps, self.device)
+        Ok(RmsNorm::new(weight.iter().map(|weight| 1.0 + weight).collect(), eps))
     }
 
     /// The norm by mean and variance called `name` over `size` elements.
@@ -190,7 +202,7 @@ impl<'a> Parts<'a> {
         let old = self.tensors.tensors.contains_key(&self.name(name, "gamma"));
         let (weight, bias) = if old { ("gamma", "beta") } else { ("weight", "bias") };
         let part = |kind| vector(&self.name(name, kind), self.raw(name, kind)?, size);
-        LayerNorm::new(part(weight)?, part(bias)?, eps, self.device)
+        Ok(LayerNorm::new(part(weight)?, part(bias)?, eps))
     }
 
     /// The weights of several projections, stored as one tensor called `name`, if they are.
@@ -202,6 +214,10 @@ impl<'a> Parts<'a> {
     pub(crate) fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Vec<f32>, EngineError> {
         let table = matrix(&self.name(name, "weight"), self.raw(name, "weight")?, rows, cols)?;
         Ok(table.runs(rows).iter().flat_map(|run| run.with_f32(<[f32]>::to_vec)).collect())
+    }
+
+    fn projection(&self, weight: Weight, bias: Option<Arc<[f32]>>) -> Linear {
+        Linear::new(weight, bias, self.compute.place(self.tensors.resident))
     }
 
     fn name(&self, name: &str, kind: &str) -> String {

@@ -9,6 +9,7 @@ use super::{
     arch::Layer,
     cache::KvCache,
     distances::Distances,
+    experts::KeptExperts,
     rotary::{Rotary, Turns},
     source::Source,
 };
@@ -27,6 +28,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) wanted: Vec<u32>,
     /// Where experts come from, of which only the tokens tell which they need.
     pub(crate) weights: &'a dyn Weights,
+    /// What was made of those that stay.
+    pub(crate) experts: Arc<KeptExperts>,
     /// The layer that comes next, if its weights are here already.
     pub(crate) next: Option<Arc<dyn Layer>>,
     /// Biases by distance, from the block that has them for those after it.
@@ -65,8 +68,8 @@ impl<'a> Pass<'a> {
     /// The new tokens of these sequences.
     pub(crate) fn new(entries: impl IntoIterator<Item = Entry<'a>>, weights: &'a dyn Weights) -> Self {
         let (spans, tokens, positions, turns) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let wanted = Vec::new();
-        let mut pass = Self { spans, tokens, positions, wanted, weights, next: None, distances: None, turns };
+        let (wanted, experts, next, distances) = (Vec::new(), Arc::default(), None, None);
+        let mut pass = Self { spans, tokens, positions, wanted, weights, experts, next, distances, turns };
         for Entry { tokens, positions, cache, source } in entries {
             let (first, start) = (pass.tokens.len(), cache.len());
             pass.tokens.extend_from_slice(tokens);

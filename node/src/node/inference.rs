@@ -182,7 +182,7 @@ impl Slot {
         let stats = loaded.weights.stats();
         Some(LoadedModel {
             model: loaded.id.to_string(),
-            device: "cpu".to_owned(),
+            device: loaded.engine.device().to_owned(),
             memory: loaded.memory,
             resident_groups: stats.groups.iter().filter(|group| group.resident).count(),
             groups: stats.groups.len(),

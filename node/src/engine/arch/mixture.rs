@@ -71,6 +71,7 @@ impl MixtureShape {
             experts: self.experts.clone(),
             block: index,
             stored: block.how_stored(),
+            compute: block.compute().clone(),
             shared: self.shared.as_ref().map(shared).transpose()?,
         })
     }

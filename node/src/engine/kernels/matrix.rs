@@ -95,6 +95,16 @@ impl Matrix {
         self.row_bytes
     }
 
+    /// What its elements are stored as.
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.float.0
+    }
+
+    /// Whether there are scales to multiply them by.
+    pub(crate) fn is_scaled(&self) -> bool {
+        self.scales.is_some()
+    }
+
     /// Whether the bytes are elements of this type, with nothing to multiply them by.
     pub(crate) fn is_plain(&self, float: Float) -> bool {
         self.float == float && self.scales.is_none()

@@ -19,7 +19,7 @@ pub(crate) use columns::matmul_columns;
 pub(crate) use elementwise::{
     Activation, activate, add, add_scaled, gated, layer_norm, rms_norm, soft_cap, softmax,
 };
-pub(crate) use matrix::{Float, Matrix, Scales};
+pub(crate) use matrix::{Float, Matrix, Run, Scales};
 pub(crate) use product::{Block, View, product};
 pub(crate) use widen::widen;
 

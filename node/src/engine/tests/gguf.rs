@@ -7,7 +7,7 @@ use serde_json::Value;
 use surf_protocol::Manifest;
 
 use super::{swarm::Published, *};
-use crate::weights::Weights;
+use crate::{engine::compute::devices, weights::Weights};
 
 const GGUF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/gguf");
 
@@ -77,6 +77,28 @@ const MODELS: [&str; 16] = [
 async fn logits_are_those_of_the_dequantised_weights() {
     for name in MODELS {
         check(&load(&format!("{GGUF}/{name}.gguf")).unwrap(), name, 1e-4).await;
+    }
+}
+
+/// The same with products computed by candle, exactly and fast.
+#[tokio::test]
+async fn a_device_multiplies_blocks_as_they_are_stored() {
+    for device in devices() {
+        let on = |path: &str, dtype| {
+            let weights = FileWeights::open(path).all_resident();
+            let files = told(path, weights.manifest()).unwrap();
+            let compute = Compute::on("test".to_owned(), device.clone(), dtype, u64::MAX);
+            Engine::load_on(compute, u64::MAX, &files, Arc::new(weights), Arc::default()).unwrap()
+        };
+        for name in MODELS {
+            check(&on(&format!("{GGUF}/{name}.gguf"), Precision::Auto), name, 1e-4).await;
+        }
+        for name in ["llama-f16", "llama-q8_0", "llama-q4_0", "llama-k"] {
+            let expected = std::fs::read(format!("{GGUF}/{name}.expected.safetensors")).unwrap();
+            let engine = on(&format!("{GGUF}/{name}.gguf"), Precision::Bf16);
+            let report = engine.check(&expected, 5e-2).await.unwrap();
+            assert!(report.pass && 1e-4 < report.max_rel_err, "{name}: {report:?}");
+        }
     }
 }
 

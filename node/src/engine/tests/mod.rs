@@ -1,6 +1,7 @@
 //! Whole models: logits and tokens against what transformers recorded, and everything that several
 //! requests can do to each other.
 
+mod devices;
 mod encoders;
 mod experts;
 mod gguf;
@@ -205,7 +206,7 @@ async fn a_long_prompt_goes_in_parts_and_gives_the_same() {
     let folder = fixture("llama");
     let (weights, journal) = (Arc::new(FileWeights::open(&folder)), Arc::new(Journal::default()));
     let architecture = arch::read(&files(&folder), weights.manifest()).unwrap();
-    let mut model = Model::new(architecture, weights, journal, candle_core::Device::Cpu).unwrap();
+    let mut model = Model::new(architecture, weights, journal, Compute::Host).unwrap();
     let prompt: Vec<u32> = (0..200).map(|at| 7 + at * 31 % 500).collect();
     let mut run = |part: usize| {
         let mut cache = cache::KvCache::new(model.shape().cache);
@@ -395,8 +396,13 @@ async fn a_gpu_is_not_to_be_had() {
         let weights = Arc::new(FileWeights::open(&folder));
         Engine::load(&files(&folder), weights, &config, Arc::default()).map(|_| ()).unwrap_err().to_string()
     };
-    assert!(load(config::Engine { device: Device::Cuda(1), ..CONFIG }).contains("no CUDA"));
-    assert!(load(config::Engine { dtype: Precision::Bf16, ..CONFIG }).contains("f32"));
+    let error = load(config::Engine { device: Device::Cuda(99), ..CONFIG });
+    assert!(
+        error.contains(if cfg!(feature = "cuda") { "device cuda:99 cannot" } else { "no CUDA" }),
+        "{error}"
+    );
+    let on_cpu = config::Engine { device: Device::Cpu, dtype: Precision::Bf16, ..CONFIG };
+    assert!(load(on_cpu).contains("f32"));
 }
 
 #[tokio::test]
