@@ -104,18 +104,18 @@ pub(super) fn kind(dtype: Dtype) -> Option<GgmlDType> {
 mod tests {
     use super::*;
 
+    /// With the largest error of an element, as a part of the largest element.
     const KINDS: [(Dtype, f32); 10] = [
-        // With the largest error of an element, as a part of the largest element.
         (Dtype::Q8_0, 0.005),
-        (Dtype::Q6K, 0.03),
-        (Dtype::Q5_1, 0.04),
-        (Dtype::Q5_0, 0.07),
-        (Dtype::Q5K, 0.05),
-        (Dtype::Q4_1, 0.07),
-        (Dtype::Q4_0, 0.13),
-        (Dtype::Q4K, 0.1),
-        (Dtype::Q3K, 0.3),
-        (Dtype::Q2K, 0.4),
+        (Dtype::Q6K, 0.05),
+        (Dtype::Q5_1, 0.045),
+        (Dtype::Q5_0, 0.08),
+        (Dtype::Q5K, 0.09),
+        (Dtype::Q4_1, 0.08),
+        (Dtype::Q4_0, 0.14),
+        (Dtype::Q4K, 0.17),
+        (Dtype::Q3K, 0.4),
+        (Dtype::Q2K, 0.6),
     ];
 
     fn values(count: usize) -> Vec<f32> {

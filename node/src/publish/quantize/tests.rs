@@ -8,6 +8,7 @@ use tempfile::tempdir;
 
 use super::*;
 use crate::{
+    api::Quality,
     config::{Device, Precision},
     engine::Report,
 };
@@ -199,11 +200,16 @@ async fn a_measurement_fits_into_the_memory_of_two_blocks() {
     let of_block = contents.tensors.iter().filter(|tensor| tensor.name.starts_with("model.layers.0."));
     let block: u64 = of_block.map(|tensor| tensor.size).sum();
     let scant = measure::measure(&before, &after, &engine(8 * block), || ()).await.unwrap();
-    assert_eq!(ample, scant);
+    // The same but for the order of sums.
+    let same = |quality: &Quality| {
+        let change = (quality.kl_divergence / ample.kl_divergence - 1.0).abs();
+        change < 1e-2 && (quality.perplexity / ample.perplexity - 1.0).abs() < 1e-3
+    };
+    assert!(same(&scant), "{ample:?} {scant:?}");
     let halves = AtomicUsize::new(0);
     let read = || _ = halves.fetch_add(1, Ordering::Relaxed);
     let least = measure::measure(&before, &after, &engine(0), read).await.unwrap();
-    assert_eq!((ample, halves.into_inner()), (least, 1));
+    assert!(same(&least) && halves.into_inner() == 1, "{ample:?} {least:?}");
 }
 
 #[tokio::test]
