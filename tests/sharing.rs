@@ -16,8 +16,11 @@ const VOCABULARY: usize = 4100;
 /// How much may be fetched beyond what differs.
 const OVERHEAD: f64 = 1.02;
 
-/// A Llama, as tensors of half floats by name: some 45 MB of noise.
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
+/// A shape, and half floats.
+type Tensor = (Vec<usize>, Vec<u8>);
+
+/// A Llama, as tensors by name: some 45 MB of noise.
+type Tensors = BTreeMap<String, Tensor>;
 
 fn noise(seed: &str, bytes: usize) -> Vec<u8> {
     let mut noise = vec![0; bytes];
@@ -53,7 +56,7 @@ fn base() -> Tensors {
 }
 
 /// Writes a file, and returns the size of its header.
-fn write(path: &Path, tensors: &[(&String, &(Vec<usize>, Vec<u8>))]) -> u64 {
+fn write(path: &Path, tensors: &[(&String, &Tensor)]) -> u64 {
     let (mut header, mut end) = (serde_json::Map::new(), 0);
     for (name, (shape, bytes)) in tensors {
         let offsets = [end, end + bytes.len()];
@@ -94,7 +97,7 @@ fn folder(dir: &Path, tensors: &Tensors, files: usize, note: &str) -> u64 {
 /// them do not.
 fn differing(base: &Tensors, tuned: &Tensors) -> u64 {
     let has: std::collections::HashSet<&[u8]> = base.values().map(|(_, bytes)| &bytes[..]).collect();
-    let new = |(name, (_, bytes)): (&String, &(Vec<usize>, Vec<u8>))| match base.get(name) {
+    let new = |(name, (_, bytes)): (&String, &Tensor)| match base.get(name) {
         _ if has.contains(&bytes[..]) => 0,
         Some((_, before)) if bytes.starts_with(before) => bytes.len() - before.len(),
         _ => bytes.len(),

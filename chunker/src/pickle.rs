@@ -184,7 +184,7 @@ fn views<'a, 'v>(values: &'v Values<'a>) -> Result<Vec<(&'a str, &'v View)>, Hea
             let (_, value) = entries.iter().find(|(key, value)| is(key) && values.is_table(*value))?;
             Some(values.at(*value))
         };
-        match WITHIN.iter().find_map(|name| within(&name)) {
+        match WITHIN.iter().find_map(within) {
             Some(inner) => table = inner,
             None if entries.is_empty() => return Ok(Vec::new()),
             None => return Err(no_table()),

@@ -347,7 +347,7 @@ impl<'a> Machine<'a> {
             [Value::Text("storage"), Value::Name(Name::Element(element)), Value::Text(key)]
                 if key.len() <= KEY_SIZE_MAX =>
             {
-                Storage { key: *key, element: *element }
+                Storage { key, element: *element }
             }
             _ => return Err(strange()),
         };

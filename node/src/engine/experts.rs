@@ -67,7 +67,10 @@ pub(crate) struct Shared {
 /// The experts that stay in memory, each as what was made of its weights, for as long: a device keeps
 /// its own copy of them there.
 #[derive(Debug, Default)]
-pub(crate) struct KeptExperts(Mutex<HashMap<Group, (Weak<Tensors>, Arc<GatedMlp>)>>);
+pub(crate) struct KeptExperts(Mutex<HashMap<Group, Kept>>);
+
+/// What was made, and of which weights.
+type Kept = (Weak<Tensors>, Arc<GatedMlp>);
 
 /// How the experts of a model look.
 #[derive(Clone, Debug)]

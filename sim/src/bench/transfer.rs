@@ -111,6 +111,10 @@ pub fn run(options: &Options) -> Result<Report, Failed> {
 }
 
 /// Lets the disk finish with what was written and deleted, so that nobody pays for those before him.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "processes are measured one after the other; nothing else runs here"
+)]
 fn settle() {
     rustix::fs::sync();
     std::thread::sleep(Duration::from_secs(3));

@@ -54,7 +54,7 @@ async fn every_model_agrees_with_transformers() {
         for folder in &models {
             let folder = folder.to_str().unwrap();
             // Streamed, resident with room for some of it, and with room for all; some know nothing else.
-            let rooms = match whole::is_whole(&files(folder)) {
+            let rooms = match is_whole(&files(folder)) {
                 true => &[Some(u64::MAX)][..],
                 false => &[None, Some(50_000), Some(u64::MAX)],
             };

@@ -237,9 +237,9 @@ fn shards_keep_their_index_and_copies_of_weights_are_left_out() {
         let entry = entry.unwrap();
         fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
     }
-    let shard =
+    let mut shard =
         fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let shard = shard.filter(|name| name.ends_with(".safetensors") && name.contains("00001")).next().unwrap();
+    let shard = shard.find(|name| name.ends_with(".safetensors") && name.contains("00001")).unwrap();
     fs::create_dir(folder.path().join("sub")).unwrap();
     fs::copy(folder.path().join(&shard), folder.path().join("sub/model.safetensors")).unwrap();
     let index = json!({"weight_map": {"model.norm.weight": "pytorch_model.bin"}}).to_string();

@@ -14,7 +14,7 @@ impl About<'_> {
         let factor = self.real("rope.scaling.factor")?.or(self.real("rope.scale_linear")?);
         let factor = factor.filter(|factor| *factor != 1.0);
         let attention = self.real(ATTENTION)?.unwrap_or(1.0);
-        if let Some((short, long)) = self.factors(head_dim)? {
+        if let Some([short, long]) = self.factors(head_dim)? {
             let original = original.or(self.count("context_length")?);
             return Ok(Some(json!({"rope_type": "longrope", "short_factor": short, "long_factor": long,
                 "factor": factor.unwrap_or(1.0), "original_max_position_embeddings": original,
@@ -53,7 +53,7 @@ impl About<'_> {
     }
 
     /// Factors of speeds for sequences within the original context, and for longer ones.
-    fn factors(&self, head_dim: u64) -> Result<Option<(Vec<f32>, Vec<f32>)>, Fault> {
+    fn factors(&self, head_dim: u64) -> Result<Option<[Vec<f32>; 2]>, Fault> {
         let read = |name: &str| -> Result<Option<Vec<f32>>, Fault> {
             let Some((_, bytes)) = self.tensors.iter().find(|(tensor, _)| tensor == name) else {
                 return Ok(None);
@@ -70,8 +70,8 @@ impl About<'_> {
         };
         let [all, short, long] = FACTORS;
         Ok(match (read(all)?, read(short)?, read(long)?) {
-            (_, Some(short), Some(long)) => Some((short, long)),
-            (Some(all), ..) => Some((all.clone(), all)),
+            (_, Some(short), Some(long)) => Some([short, long]),
+            (Some(all), ..) => Some([all.clone(), all]),
             _ => None,
         })
     }
