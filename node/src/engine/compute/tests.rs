@@ -190,7 +190,10 @@ fn what_stays_takes_room_as_long_as_it_is_wanted() {
     drop(places.next());
     assert_eq!(on.room.left(), bytes + 1);
     // The one that was without goes where the first was.
-    product(&places.nth(1).unwrap(), &weight, &bias, &x);
+    let last = places.next_back().unwrap();
+    product(&last, &weight, &bias, &x);
+    assert_eq!(on.room.left(), 1);
+    drop(last);
     assert_eq!(on.room.left(), bytes + 1, "and is gone with its place");
 }
 

@@ -102,7 +102,7 @@ impl<'a> Upload<'a> {
     pub(super) fn parts(&self, elements_max: usize) -> Vec<Part<'a>> {
         match self {
             Self::Rows(matrix, becomes) => {
-                let rows_max = (elements_max / matrix.cols()).max(1);
+                let rows_max = (elements_max / matrix.cols()).clamp(1, matrix.rows());
                 rows(matrix, *becomes, rows_max).into_iter().map(Part::Rows).collect()
             }
             Self::Columns(matrix, columns, dtype) => {

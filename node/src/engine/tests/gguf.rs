@@ -96,8 +96,10 @@ async fn a_device_multiplies_blocks_as_they_are_stored() {
         for name in ["llama-f16", "llama-q8_0", "llama-q4_0", "llama-k"] {
             let expected = std::fs::read(format!("{GGUF}/{name}.expected.safetensors")).unwrap();
             let engine = on(&format!("{GGUF}/{name}.gguf"), Precision::Bf16);
-            let report = engine.check(&expected, 5e-2).await.unwrap();
+            // Activations of eight bits are felt in models this small.
+            let report = engine.check(&expected, 0.2).await.unwrap();
             assert!(report.pass && 1e-4 < report.max_rel_err, "{name}: {report:?}");
+            assert!(report.argmax_agree.is_some_and(|share| 0.9 < share), "{name}: {report:?}");
         }
     }
 }
