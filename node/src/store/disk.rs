@@ -69,6 +69,16 @@ pub(super) struct Disk {
     _lock: File,
 }
 
+/// What was found where something should be.
+#[derive(Debug)]
+pub(super) enum Look<T> {
+    Good(T),
+    /// It was damaged, or its file was gone or changed.
+    Bad,
+    /// It was evicted just before.
+    Gone,
+}
+
 impl Disk {
     /// Opens the folder.
     pub(super) fn open(config: &config::Store) -> Result<Self, StoreError> {
@@ -143,7 +153,7 @@ impl Disk {
     /// The checked bytes of a chunk of `size`. A place that turns out to be bad is forgotten.
     pub(super) fn get(&self, id: ChunkId, size: u32) -> Result<Option<Chunk>, StoreError> {
         while let Some(place) = self.place(id).filter(|place| place.size == size) {
-            if let Some(chunk) = self.read_checked(id, &place)? {
+            if let Look::Good(chunk) = self.read_checked(id, &place)? {
                 self.write_touched(TOUCHED_MAX);
                 return Ok(Some(chunk));
             }
@@ -156,30 +166,35 @@ impl Disk {
         while let Some(place) = self.place(id) {
             let bytes = match place.verified {
                 true => self.read(id, &place)?,
-                false => self.read_checked(id, &place)?.map(|chunk| chunk.bytes().clone()),
+                false => match self.read_checked(id, &place)? {
+                    Look::Good(chunk) => Look::Good(chunk.bytes().clone()),
+                    Look::Bad => Look::Bad,
+                    Look::Gone => Look::Gone,
+                },
             };
-            if bytes.is_some() {
+            if let Look::Good(bytes) = bytes {
                 self.write_touched(TOUCHED_MAX);
-                return Ok(bytes);
+                return Ok(Some(bytes));
             }
         }
         Ok(None)
     }
 
-    /// The chunk at `place`. `None` if it is not there or damaged; then the place is forgotten.
-    pub(super) fn read_checked(&self, id: ChunkId, place: &Place) -> Result<Option<Chunk>, StoreError> {
-        let Some(bytes) = self.read(id, place)? else { return Ok(None) };
+    /// The chunk at `place`. If it is not there or damaged, the place is forgotten.
+    pub(super) fn read_checked(&self, id: ChunkId, place: &Place) -> Result<Look<Chunk>, StoreError> {
+        let bytes = match self.read(id, place)? {
+            Look::Good(bytes) => bytes,
+            Look::Bad => return Ok(Look::Bad),
+            Look::Gone => return Ok(Look::Gone),
+        };
         self.hashed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         match Chunk::verify(id, bytes) {
             Ok(chunk) => {
                 self.holdings().mark_verified(id, place);
                 let mapped = matches!(place.kind, PlaceKind::Own { .. });
-                Ok(Some(if mapped { chunk.in_file() } else { chunk }))
+                Ok(Look::Good(if mapped { chunk.in_file() } else { chunk }))
             }
-            Err(error) => {
-                self.forget_damaged(id, place, &error.to_string());
-                Ok(None)
-            }
+            Err(error) => Ok(self.forget_damaged(id, place, &error.to_string())),
         }
     }
 
@@ -297,9 +312,9 @@ impl Disk {
         self.holdings().place(id)
     }
 
-    /// The bytes at `place`. `None` if the file is gone or has changed; then the place is forgotten.
-    /// Any other failure says nothing about the file, and costs nothing.
-    fn read(&self, id: ChunkId, place: &Place) -> Result<Option<Bytes>, StoreError> {
+    /// The bytes at `place`. If the file is gone or has changed, the place is forgotten. Any other failure
+    /// says nothing about the file, and costs nothing.
+    fn read(&self, id: ChunkId, place: &Place) -> Result<Look<Bytes>, StoreError> {
         let (path, read) = match &place.kind {
             PlaceKind::Own { .. } => {
                 let path = self.layout.chunk(id);
@@ -311,26 +326,29 @@ impl Disk {
             }
         };
         match read {
-            Ok(bytes) => Ok(Some(bytes)),
+            Ok(bytes) => Ok(Look::Good(bytes)),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
-                match &place.kind {
+                Ok(match &place.kind {
                     PlaceKind::Own { .. } => self.forget_damaged(id, place, &error.to_string()),
-                    PlaceKind::Range { file, .. } => self.forget_file(file, &error.to_string()),
-                }
-                Ok(None)
+                    PlaceKind::Range { file, .. } => {
+                        self.forget_file(file, &error.to_string());
+                        Look::Bad
+                    }
+                })
             }
             Err(cause) => Err(StoreError::file(path, cause)),
         }
     }
 
-    fn forget_damaged(&self, id: ChunkId, place: &Place, why: &str) {
+    fn forget_damaged<T>(&self, id: ChunkId, place: &Place, why: &str) -> Look<T> {
         match &place.kind {
             PlaceKind::Own { serial } => {
                 // If it is not in the books any more, it was evicted meanwhile: nothing is damaged.
-                if self.holdings().take_own(id, Some(*serial)).is_some() {
-                    tracing::warn!(%id, why, "a chunk file is damaged; dropping it");
-                    self.discard(&[id]);
+                if self.holdings().take_own(id, Some(*serial)).is_none() {
+                    return Look::Gone;
                 }
+                tracing::warn!(%id, why, "a chunk file is damaged; dropping it");
+                self.discard(&[id]);
             }
             PlaceKind::Range { file, offset } => {
                 tracing::warn!(path = %file.path.display(), offset, why, "a published file is damaged");
@@ -339,6 +357,7 @@ impl Disk {
             }
         }
         self.changed();
+        Look::Bad
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 use surf_protocol::manifest::{FORMAT, FileEntry, Parts};
 use tempfile::TempDir;
 
+use super::disk::Look;
 use super::*;
 use crate::source::conformance;
 
@@ -440,6 +441,23 @@ async fn names_move_and_bad_ones_are_refused() {
     assert!(store.models()[0].aliases.is_empty());
     assert_eq!(store.resolve(&one.id().to_hex()[..10]), Ok(one.id()));
     assert!(matches!(store.set_alias("deadbeef", one.id()).await, Err(StoreError::BadAlias(_))));
+}
+
+/// Eviction does not wait for whoever reads, and a file that went on purpose is not a damaged one.
+#[tokio::test]
+async fn what_was_evicted_meanwhile_is_not_bad() {
+    let dir = tempfile::tempdir().unwrap();
+    let (chunks, _) = filled(dir.path()).await;
+    let store = open(dir.path());
+    let look = |id, place| store.disk.read_checked(id, place).unwrap();
+    let places = |id| store.disk.holdings().places(id);
+    let (evicted, removed) = (chunks[3].id(), chunks[4].id());
+    let before = (places(evicted), places(removed));
+    store.disk.holdings().take_own(evicted, None).unwrap();
+    store.disk.discard(&[evicted]);
+    fs::remove_file(chunk_file(dir.path(), &chunks[4])).unwrap();
+    assert!(matches!(look(evicted, &before.0[0]), Look::Gone));
+    assert!(matches!(look(removed, &before.1[0]), Look::Bad));
 }
 
 #[tokio::test]

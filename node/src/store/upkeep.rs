@@ -18,7 +18,7 @@ use surf_protocol::{ChunkId, Manifest, ModelId};
 use super::{
     Freed, Referenced, StoreError, Verified,
     catalogue::is_good_alias,
-    disk::Disk,
+    disk::{Disk, Look},
     files::{Layout, Stamp},
     holdings::{Place, UserFile},
     notes::{FileNote, Note, encode_aliases},
@@ -185,7 +185,7 @@ impl Disk {
         let check = |(id, places): (ChunkId, Vec<Place>)| {
             let mut good = true;
             for place in places {
-                good &= self.read_checked(id, &place)?.is_some();
+                good &= !matches!(self.read_checked(id, &place)?, Look::Bad);
                 let size = u64::from(place.size);
                 progress(done.fetch_add(size, Ordering::Relaxed) + size, total);
             }
