@@ -45,6 +45,7 @@ mod pack;
 mod parts;
 mod pass;
 mod plain_attention;
+mod projection;
 mod reading;
 mod request;
 mod rotary;

@@ -14,6 +14,7 @@ use super::{
     kernels::{Float, Matrix, Scales},
     linear::{Linear, Weight},
     norm::{LayerNorm, RmsNorm},
+    projection::{Projection, Runs},
     stored::Stored,
 };
 use crate::weights::{RawTensor, Tensors};
@@ -65,7 +66,29 @@ impl<'a> Parts<'a> {
 
     /// Whether there is a tensor called `name`.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.tensors.tensors.contains_key(&format!("{}{name}", self.prefix))
+        let name = format!("{}{name}", self.prefix);
+        self.tensors.tensors.contains_key(&name) || self.tensors.runs.contains_key(&name)
+    }
+
+    /// The projection to logits called `name`, without bias, from `inputs` to `outputs`.
+    pub(crate) fn projection(
+        &self,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Projection, EngineError> {
+        let weight = self.name(name, "weight");
+        let Some((tensor, rows)) = gguf::find(&weight, |name| self.tensors.runs.get_key_value(name)) else {
+            return Ok(Projection::Whole(self.linear(name, inputs, outputs, false)?));
+        };
+        let (tensor, rows) = (tensor.clone(), rows.clone());
+        match rows.last() {
+            Some(last) if last.end == outputs => Ok(Projection::Runs(Runs { tensor, rows, inputs, outputs })),
+            last => {
+                let rows = last.map_or(0, |last| last.end);
+                Err(EngineError::tensor(tensor, format!("has {rows} rows, not {outputs}")))
+            }
+        }
     }
 
     /// The projection called `name`, from `inputs` to `outputs`.

@@ -91,7 +91,7 @@ impl Shared {
         ahead: u64,
         runtime: runtime::Handle,
     ) -> Self {
-        let layout = Layout::of(&manifest);
+        let layout = Layout::of(&manifest, memory);
         let plan = Arc::new(Plan::new(layout.load(&manifest), memory));
         Self {
             rows: Mutex::new(RowCache::new(plan.rows())),
@@ -192,8 +192,7 @@ impl Shared {
         let chunks = coming.buffer_unordered(CHUNKS_AT_ONCE);
         let chunks = chunks.map_ok(|chunk| (chunk.id(), chunk.bytes().clone()));
         let chunks: HashMap<ChunkId, _> = chunks.try_collect().await?;
-        let entries = self.manifest.groups()[group].tensors.iter();
-        let entries = entries.map(|&at| &self.manifest.tensors()[at as usize]);
+        let entries = self.layout.entries(&self.manifest, group);
         let piece = |piece: surf_protocol::manifest::Piece| {
             let range = piece.range.start as usize..piece.range.end as usize;
             chunks[&piece.chunk.id].slice(range)
@@ -204,10 +203,13 @@ impl Shared {
         let work = async |work: fn(Vec<Scattered>) -> super::Tensors| {
             task::spawn_blocking(move || work(scattered)).await.map_err(|_| WeightsError::Stopped)
         };
-        if !stays {
-            return Ok(Arc::new(work(tensors::in_place).await?));
-        }
-        let _permit = self.copying.acquire().await.map_err(|_| WeightsError::Stopped)?;
-        Ok(Arc::new(work(tensors::copied).await?))
+        let mut loaded = if stays {
+            let _permit = self.copying.acquire().await.map_err(|_| WeightsError::Stopped)?;
+            work(tensors::copied).await?
+        } else {
+            work(tensors::in_place).await?
+        };
+        loaded.runs = self.layout.left_out(&self.manifest, group);
+        Ok(Arc::new(loaded))
     }
 }

@@ -14,7 +14,7 @@ mod rows;
 mod streamed;
 mod tensors;
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use surf_protocol::{Dtype, Group, Manifest};
@@ -53,6 +53,12 @@ pub trait Weights: fmt::Debug + Send + Sync {
     /// other dimensions. Fetches no more of the table than these rows need, unless the table is
     /// needed whole anyway.
     fn rows(&self, tensor: &str, rows: &[u32]) -> Result<RawTensor, WeightsError>;
+
+    /// One of the runs of rows that [`Tensors::runs`] says `tensor` comes in.
+    ///
+    /// They are visited in their order, after their group, and like a group: asking for one is the hint
+    /// that the next ones come next, and that the previous streamed one may go.
+    fn run(&self, tensor: &str, rows: &Range<usize>) -> Result<RawTensor, WeightsError>;
 }
 
 /// The tensors of one group.
@@ -60,6 +66,9 @@ pub trait Weights: fmt::Debug + Send + Sync {
 pub struct Tensors {
     /// By their names in the manifest.
     pub tensors: HashMap<String, RawTensor>,
+    /// Tables of the group that are not among them, because they never are in memory whole, and the runs
+    /// of rows in which they [come](Weights::run), from their first row to their last.
+    pub runs: HashMap<String, Vec<Range<usize>>>,
     /// Whether they stay in memory from pass to pass, so that what is made of them may too.
     pub resident: bool,
 }
@@ -95,6 +104,14 @@ pub enum WeightsError {
         rows: usize,
         /// The row.
         row: u32,
+    },
+    /// Rows that are no run of their table.
+    #[error("tensor {tensor:?} does not come in a run of rows from {} to {}", .rows.start, .rows.end)]
+    NoSuchRun {
+        /// The table.
+        tensor: String,
+        /// The rows.
+        rows: Range<usize>,
     },
     /// The bytes did not come.
     #[error(transparent)]

@@ -8,6 +8,8 @@
 //! - Resident bytes and the ring never exceed the budget together, unless a single group does: that
 //!   one is then held alone, and nothing else. A budget that is too small makes a model slow; it
 //!   does not stop it.
+//! - A table that is multiplied last and is larger than two ordinary groups comes in runs of rows, unless
+//!   everything fits. Each run is planned like a group, so the table needs no room of its own.
 //! - Routed experts are fetched when they are asked for, and kept by use in what is left; room for two
 //!   of them is always left.
 
@@ -28,6 +30,9 @@ const ROWS_MAX: u64 = 64 << 20;
 /// Bytes of single rows that may be kept even where the budget has nothing to spare.
 const ROWS_MIN: u64 = 4 << 20;
 
+/// Bytes in a run of a table, at most: computing begins when the first has come.
+const RUN_MAX: u64 = 64 << 20;
+
 /// What is to be planned: groups are named by their position in the manifest.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Load {
@@ -42,6 +47,9 @@ pub(super) struct Load {
     pub(super) table: Option<usize>,
     /// The groups that are routed experts: visited when a router says so.
     pub(super) experts: Vec<usize>,
+    /// Those that are runs of a table's rows. They are planned like groups, but are not the model's
+    /// ordinary ones, whatever their number.
+    pub(super) runs: Range<usize>,
 }
 
 /// What stays, and how much room there is for what does not.
@@ -63,8 +71,7 @@ impl Plan {
         for (position, &group) in load.cycle.iter().enumerate() {
             positions[group] = Some(position);
         }
-        // While one expert computes, one more may come.
-        let floor = 2 * load.experts.iter().map(|&at| load.sizes[at]).max().unwrap_or(0);
+        let floor = floor(&load);
         let (resident, ring) = choose(&load, memory.saturating_sub(floor));
         let mut plan = Self { load, positions, resident, ring, rows: 0, experts: 0 };
         if plan.load.table.is_some_and(|table| plan.positions[table].is_none()) {
@@ -161,6 +168,30 @@ impl Plan {
     }
 }
 
+/// Bytes in a run of rows of the table that makes up `group`, at most; `None` if the group is better whole:
+/// because everything fits, or because the ring holds as much anyway.
+pub(super) fn run_bytes(load: &Load, group: usize, memory: u64) -> Option<u64> {
+    let cycle = load.cycle.iter().copied();
+    if total(load, cycle.clone()) <= memory.saturating_sub(floor(load)) {
+        return None;
+    }
+    let ordinary = median(load, cycle.filter(|&other| other != group))?;
+    (2 * ordinary < load.sizes[group]).then_some(ordinary.min(RUN_MAX))
+}
+
+/// What experts that pass through need: while one computes, one more may come.
+fn floor(load: &Load) -> u64 {
+    2 * load.experts.iter().map(|&at| load.sizes[at]).max().unwrap_or(0)
+}
+
+/// What an ordinary one of `groups` takes, if there is one.
+fn median(load: &Load, groups: impl Iterator<Item = usize>) -> Option<u64> {
+    let groups = groups.filter(|group| !load.runs.contains(group));
+    let mut sizes: Vec<_> = groups.map(|group| load.sizes[group]).collect();
+    sizes.sort_unstable();
+    sizes.get(sizes.len() / 2).copied()
+}
+
 /// Which groups of the cycle stay, and the least room that the ring needs.
 fn choose(load: &Load, memory: u64) -> (Vec<bool>, u64) {
     let mut resident = vec![false; load.sizes.len()];
@@ -190,9 +221,8 @@ fn best(load: &Load, memory: u64) -> Option<(Vec<usize>, u64)> {
     for &largest in sizes.iter().rev().take(SIZES_TRIED_MAX) {
         let (mut kept, rest): (Vec<_>, Vec<_>) =
             load.cycle.iter().partition(|&&group| largest < load.sizes[group]);
-        let mut rest_sizes: Vec<_> = rest.iter().map(|&group| load.sizes[group]).collect();
-        rest_sizes.sort_unstable();
-        let median = rest_sizes[rest_sizes.len() / 2];
+        // Where only runs are left, one computes while another comes, like groups.
+        let median = median(load, rest.iter().copied()).unwrap_or(largest);
         let ring = largest.max(2 * median);
         let Some(room) = memory.checked_sub(total(load, kept.iter().copied()) + ring) else { continue };
         kept.extend(fill(load, &rest, median, room));
@@ -314,6 +344,44 @@ mod tests {
         let plan = Plan::new(load, 60);
         assert_eq!(kept(&plan), [7]);
         assert_eq!(plan.ring_at(Some(8), Some(8)), [8]);
+    }
+
+    #[test]
+    fn a_table_is_cut_if_the_ring_would_be_wider_for_it() {
+        let mut load = blocks(9, 10);
+        load.sizes[8] = 45;
+        for memory in [0, 20, 70, 124] {
+            assert_eq!(run_bytes(&load, 8, memory), Some(10));
+        }
+        assert_eq!(run_bytes(&load, 8, 125), None);
+        load.sizes[8] = 20;
+        assert_eq!(run_bytes(&load, 8, 0), None);
+        // There are no blocks to compare it with.
+        assert_eq!(run_bytes(&blocks(1, 10), 0, 0), None);
+        // What experts need is not there to hold it.
+        load.sizes.push(7);
+        (load.sizes[8], load.experts) = (21, vec![9]);
+        assert_eq!((run_bytes(&load, 8, 114), run_bytes(&load, 8, 115)), (Some(10), None));
+        // Large blocks make no large runs.
+        let mut load = blocks(9, 1 << 30);
+        load.sizes[8] = 3 << 30;
+        assert_eq!(run_bytes(&load, 8, 0), Some(RUN_MAX));
+    }
+
+    #[test]
+    fn many_small_runs_leave_room_for_two_blocks() {
+        // Eight blocks, a norm, and twenty runs.
+        let mut load = blocks(29, 2);
+        load.sizes[..8].fill(10);
+        load.sizes[8] = 1;
+        load.runs = 9..29;
+        let plan = Plan::new(load.clone(), 40);
+        assert_eq!((kept(&plan), plan.ring()), (vec![3, 7], 20));
+        assert_eq!(plan.ring_at(Some(0), Some(0)), [0, 1]);
+        assert_eq!(plan.ring_at(Some(20), Some(20)), (20..29).collect::<Vec<_>>());
+        // What blocks leave is for runs.
+        let plan = Plan::new(load, 45);
+        assert_eq!((kept(&plan), plan.ring()), (vec![3, 7, 8, 27, 28], 20));
     }
 
     #[test]

@@ -93,7 +93,8 @@ async fn read(shared: &Shared, table: usize, extent: &Extent) -> Result<Bytes, S
     let entry = shared.manifest.chunks()[extent.chunk];
     if extent.range == (0..entry.size) {
         let urgency = shared.held().now();
-        let streams = !shared.plan.is_resident(shared.layout.group_of_tensor(table));
+        let layout = &shared.layout;
+        let streams = layout.is_cut(table) || !shared.plan.is_resident(layout.group_of_tensor(table));
         let chunk = shared.chunks.ask(extent.chunk, urgency).wait(streams).await?;
         return Ok(chunk.bytes().clone());
     }

@@ -12,6 +12,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -45,7 +46,7 @@ pub struct Streamed {
     shared: Arc<Shared>,
     journal: Arc<Journal>,
     memory: u64,
-    /// By group.
+    /// By group, and by run.
     counts: Mutex<Vec<Counts>>,
     experts: Experts,
     _ahead: AbortOnDropHandle<()>,
@@ -83,7 +84,7 @@ pub struct Stats {
     pub row_bytes: u64,
     /// Routed experts.
     pub experts: ExpertStats,
-    /// Each group, in the manifest's order.
+    /// Each group, in the manifest's order, and each run of rows of a table that comes in runs.
     pub groups: Vec<GroupStats>,
 }
 
@@ -125,9 +126,9 @@ impl Streamed {
         runtime: runtime::Handle,
         journal: Arc<Journal>,
     ) -> Self {
-        let counts = Mutex::new(vec![Counts::default(); manifest.groups().len()]);
         let chunks = Arc::new(Chunks::new(Arc::clone(&manifest), source));
         let shared = Arc::new(Shared::new(manifest, chunks, memory, ahead, runtime.clone()));
+        let counts = Mutex::new(vec![Counts::default(); shared.layout.len()]);
         let ahead = runtime.spawn(ahead::drive(Arc::clone(&shared)));
         let experts = Experts::new(Arc::clone(&shared));
         Self { shared, journal, memory, counts, experts, _ahead: AbortOnDropHandle::new(ahead) }
@@ -135,13 +136,12 @@ impl Streamed {
 
     /// What happened so far, and what is held now.
     pub fn stats(&self) -> Stats {
-        let Shared { manifest, plan, chunks, .. } = &*self.shared;
+        let Shared { manifest, layout, plan, chunks, .. } = &*self.shared;
         let counts = self.counts().clone();
         let asked = |counts: &Counts| counts.hits + counts.ready + counts.misses;
         let every_pass = counts.iter().enumerate().filter(|(at, _)| plan.position(*at).is_some());
-        let groups = manifest.groups().iter().zip(&counts).enumerate();
-        let groups = groups.map(|(at, (entry, counts))| GroupStats {
-            group: entry.group.to_string(),
+        let groups = counts.iter().enumerate().map(|(at, counts)| GroupStats {
+            group: layout.name(manifest, at),
             bytes: plan.size(at),
             resident: plan.is_resident(at),
             hits: counts.hits,
@@ -178,6 +178,31 @@ impl Streamed {
         Ok(joined.freeze())
     }
 
+    /// The group or run at position `at`, visited.
+    fn take(&self, at: usize) -> Result<Arc<Tensors>, WeightsError> {
+        let asked = Instant::now();
+        let Shared { manifest, layout, plan, runtime, .. } = &*self.shared;
+        let (tensors, hit, ready) = if layout.is_expert(manifest, at) {
+            let (loaded, hit) = self.experts.take(at);
+            (loaded?, hit, hit)
+        } else {
+            let (slot, found) = self.shared.visit(at);
+            let ready = found.is_some();
+            let loaded = found.unwrap_or_else(|| runtime.block_on(slot.wait()));
+            (loaded?, ready && plan.is_resident(at), ready)
+        };
+        let waited = asked.elapsed().as_micros();
+        let counts = &mut self.counts()[at];
+        match (hit, ready) {
+            (true, _) => counts.hits += 1,
+            (false, true) => counts.ready += 1,
+            (false, false) => counts.misses += 1,
+        }
+        let waited_us = u64::try_from(waited).unwrap_or(u64::MAX);
+        self.journal.record(Event::GroupReady { group: layout.name(manifest, at), hit, waited_us });
+        Ok(tensors)
+    }
+
     fn positions(&self, groups: &[Group]) -> Vec<usize> {
         let expert = |group: &&Group| matches!(group, Group::Expert { .. });
         groups.iter().filter(expert).filter_map(|group| self.shared.layout.index(group)).collect()
@@ -195,29 +220,7 @@ impl Weights for Streamed {
 
     fn group(&self, group: &Group) -> Result<Arc<Tensors>, WeightsError> {
         let at = self.shared.layout.index(group).ok_or_else(|| WeightsError::NoSuchGroup(group.clone()))?;
-        let asked = Instant::now();
-        let (tensors, hit, ready) = match group {
-            Group::Expert { .. } => {
-                let (loaded, hit) = self.experts.take(at);
-                (loaded?, hit, hit)
-            }
-            _ => {
-                let (slot, found) = self.shared.visit(at);
-                let ready = found.is_some();
-                let loaded = found.unwrap_or_else(|| self.shared.runtime.block_on(slot.wait()));
-                (loaded?, ready && self.shared.plan.is_resident(at), ready)
-            }
-        };
-        let waited = asked.elapsed().as_micros();
-        let counts = &mut self.counts()[at];
-        match (hit, ready) {
-            (true, _) => counts.hits += 1,
-            (false, true) => counts.ready += 1,
-            (false, false) => counts.misses += 1,
-        }
-        let waited_us = u64::try_from(waited).unwrap_or(u64::MAX);
-        self.journal.record(Event::GroupReady { group: group.to_string(), hit, waited_us });
-        Ok(tensors)
+        self.take(at)
     }
 
     fn ready(&self, group: &Group) -> Option<Arc<Tensors>> {
@@ -244,13 +247,21 @@ impl Weights for Streamed {
             return Err(WeightsError::NoSuchRow { tensor, rows: count as usize, row });
         }
         let slot = self.shared.held().slot(layout.group_of_tensor(table));
-        let bytes = match slot.and_then(|slot| slot.outcome()) {
-            Some(Ok(group)) => tensors::gather(&group.tensors[tensor], rows),
-            _ => self.join_rows(table, rows)?,
+        let group = slot.and_then(|slot| slot.outcome()?.ok());
+        let bytes = match group.as_ref().and_then(|group| group.tensors.get(tensor)) {
+            Some(table) => tensors::gather(table, rows),
+            None => self.join_rows(table, rows)?,
         };
         let mut raw = tensors::raw(entry, vec![bytes]);
         raw.shape.splice(..raw.shape.len().min(1), [rows.len()]);
         Ok(raw)
+    }
+
+    fn run(&self, tensor: &str, rows: &Range<usize>) -> Result<RawTensor, WeightsError> {
+        let no_such = || WeightsError::NoSuchRun { tensor: tensor.to_owned(), rows: rows.clone() };
+        let Shared { manifest, layout, .. } = &*self.shared;
+        let at = layout.run(manifest, tensor, rows).ok_or_else(no_such)?;
+        self.take(at)?.tensors.get(tensor).cloned().ok_or_else(no_such)
     }
 }
 

@@ -8,7 +8,8 @@ use surf_protocol::{Group, Stack as Of};
 
 use super::{Architecture, Kind, Layer, Shape, Step, Tables, block::Block, block::NormKind};
 use crate::engine::{
-    EngineError, cache::CacheShape, host, kernels, linear::Linear, norm::Norm, parts::Parts, pass::Pass,
+    EngineError, cache::CacheShape, host, kernels, norm::Norm, parts::Parts, pass::Pass,
+    projection::Projection,
 };
 
 /// See the module.
@@ -115,11 +116,11 @@ impl Architecture for Stack {
                     return Ok(Box::new(Head { norm, projection: None, soft_cap: None }));
                 }
                 let here = names.heads.iter().find(|name| parts.has(&format!("{name}.weight")));
-                let projection = Some(parts.linear(here.unwrap_or(&names.heads[0]), hidden, vocab, false)?);
+                let projection = Some(parts.projection(here.unwrap_or(&names.heads[0]), hidden, vocab)?);
                 Ok(Box::new(Head { norm, projection, soft_cap }))
             }
             Group::Embed => {
-                let projection = Some(rooted.linear(names.table, hidden, vocab, false)?);
+                let projection = Some(rooted.projection(names.table, hidden, vocab)?);
                 Ok(Box::new(Head { norm: None, projection, soft_cap }))
             }
             other => Err(EngineError::NoGroup(other.clone())),
@@ -131,18 +132,18 @@ impl Architecture for Stack {
 #[derive(Debug)]
 struct Head {
     norm: Option<Norm>,
-    projection: Option<Linear>,
+    projection: Option<Projection>,
     soft_cap: Option<f32>,
 }
 
 impl Layer for Head {
-    fn forward(&self, x: &Tensor, _: &mut Pass<'_>) -> Result<Tensor, EngineError> {
+    fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, EngineError> {
         let mut x = match &self.norm {
             Some(norm) => norm.forward(x)?,
             None => x.clone(),
         };
         if let Some(projection) = &self.projection {
-            x = projection.forward(&x)?;
+            x = projection.forward(&x, pass.weights)?;
         }
         let Some(cap) = self.soft_cap else { return Ok(x) };
         let (rows, cols) = x.dims2()?;

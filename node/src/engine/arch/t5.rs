@@ -17,12 +17,12 @@ use crate::engine::{
     distances::{Buckets, Distances},
     fields::Fields,
     kernels::Activation,
-    linear::Linear,
     mlp::{GatedMlp, Mlp},
     norm::RmsNorm,
     parts::Parts,
     pass::Pass,
     plain_attention::{PlainAttention, Sees},
+    projection::Projection,
 };
 
 /// Tokens in a prompt or an answer. The model itself knows no bound.
@@ -238,7 +238,7 @@ impl Architecture for T5 {
 
     fn layer(&self, step: &Step, parts: &Parts<'_>) -> Result<Box<dyn Layer>, EngineError> {
         let norm = |name| parts.under_root(self.root).rms_norm(name, self.hidden, self.eps);
-        let project = |name| parts.linear(name, self.hidden, self.vocab, false);
+        let project = |name| parts.projection(name, self.hidden, self.vocab);
         match (&step.group, self.decoder) {
             (Group::Block(stack, index), _) => Ok(Box::new(self.block(*stack, *index as usize, parts)?)),
             (Group::Norm(Encoder), _) => {
@@ -301,17 +301,17 @@ impl Layer for Block {
 struct Last {
     norm: Option<RmsNorm>,
     scale: f64,
-    projection: Option<Linear>,
+    projection: Option<Projection>,
 }
 
 impl Layer for Last {
-    fn forward(&self, x: &Tensor, _: &mut Pass<'_>) -> Result<Tensor, EngineError> {
+    fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, EngineError> {
         let x = match &self.norm {
             Some(norm) => (norm.forward(x)? * self.scale)?,
             None => x.clone(),
         };
         match &self.projection {
-            Some(projection) => projection.forward(&x),
+            Some(projection) => projection.forward(&x, pass.weights),
             None => Ok(x),
         }
     }

@@ -5,6 +5,7 @@ mod devices;
 mod encoders;
 mod experts;
 mod gguf;
+mod runs;
 mod swarm;
 mod weights;
 mod whole;

@@ -1,16 +1,17 @@
 //! Weights as a node has them: a folder that was cut into chunks, streamed in bounded memory.
 
 use std::{
+    collections::HashSet,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use futures::future::BoxFuture;
 use surf_chunker::{Options, Sink, cut};
-use surf_protocol::{Chunk, Group, Manifest, VerifiedRange, manifest::ChunkEntry};
+use surf_protocol::{Chunk, ChunkId, Group, Manifest, VerifiedRange, manifest::ChunkEntry};
 
 use crate::{
     journal::Journal,
@@ -25,7 +26,10 @@ pub(super) struct Published {
     pub(super) manifest: Arc<Manifest>,
     /// Bytes given out, each time that they were.
     pub(super) fetched: AtomicU64,
-    seen: std::sync::Mutex<std::collections::HashSet<surf_protocol::ChunkId>>,
+    /// Those of them that were ranges of chunks.
+    pub(super) ranged: AtomicU64,
+    /// Chunks given out whole.
+    pub(super) seen: Mutex<HashSet<ChunkId>>,
 }
 
 struct Keep<'a>(&'a Memory);
@@ -41,8 +45,8 @@ impl Published {
     pub(super) fn open(folder: &str) -> Arc<Self> {
         let memory = Memory::default();
         let manifest = cut(Path::new(folder), &Options::default(), &Keep(&memory)).unwrap();
-        let (manifest, fetched) = (Arc::new(manifest), AtomicU64::default());
-        Arc::new(Self { memory, manifest, fetched, seen: Default::default() })
+        let (fetched, ranged, seen) = Default::default();
+        Arc::new(Self { memory, manifest: Arc::new(manifest), fetched, ranged, seen })
     }
 
     /// Its weights, in `memory` bytes.
@@ -85,6 +89,7 @@ impl ModelSource for Published {
         range: std::ops::Range<u32>,
     ) -> BoxFuture<'_, Result<VerifiedRange, SourceError>> {
         self.fetched.fetch_add(range.len() as u64, Ordering::Relaxed);
+        self.ranged.fetch_add(range.len() as u64, Ordering::Relaxed);
         self.memory.range(chunk, range)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     path::Path,
     sync::{Arc, Condvar, Mutex},
 };
@@ -22,6 +23,7 @@ const PIECE_BYTES: usize = 10_000;
 pub(super) struct FileWeights {
     manifest: Manifest,
     groups: HashMap<Group, Arc<Tensors>>,
+    cut: Option<(String, RawTensor)>,
     state: Mutex<State>,
     released: Condvar,
 }
@@ -44,10 +46,11 @@ impl FileWeights {
         let named = |entry: &TensorEntry| (entry.name.clone(), raw(entry, &files[entry.file as usize]));
         let tensors = |entry: &GroupEntry| {
             let tensors = manifest.group(&entry.group).unwrap().map(named).collect();
-            (entry.group.clone(), Arc::new(Tensors { tensors, resident: false }))
+            (entry.group.clone(), Arc::new(Tensors { tensors, ..Tensors::default() }))
         };
         Self {
             groups: manifest.groups().iter().map(tensors).collect(),
+            cut: None,
             manifest,
             state: Mutex::default(),
             released: Condvar::new(),
@@ -57,9 +60,28 @@ impl FileWeights {
     /// The same, all staying in memory.
     pub(super) fn all_resident(mut self) -> Self {
         for tensors in self.groups.values_mut() {
-            *tensors = Arc::new(Tensors { tensors: tensors.tensors.clone(), resident: true });
+            *tensors =
+                Arc::new(Tensors { tensors: tensors.tensors.clone(), resident: true, ..Tensors::default() });
         }
         self
+    }
+
+    /// The same, with the table called `name` in runs of `count` rows.
+    pub(super) fn in_runs(mut self, name: &str, count: usize) -> Self {
+        let group = self.groups.values_mut().find(|group| group.tensors.contains_key(name)).unwrap();
+        let mut tensors = group.tensors.clone();
+        let table = tensors.remove(name).unwrap();
+        let rows = (0..table.shape[0]).step_by(count).map(|at| at..table.shape[0].min(at + count)).collect();
+        let runs = HashMap::from([(name.to_owned(), rows)]);
+        *group = Arc::new(Tensors { tensors, runs, resident: group.resident });
+        self.cut = Some((name.to_owned(), table));
+        self
+    }
+
+    fn table(&self, tensor: &str) -> Result<&RawTensor, WeightsError> {
+        let whole = self.groups.values().find_map(|group| group.tensors.get(tensor));
+        let cut = self.cut.iter().find(|(name, _)| name == tensor).map(|(_, table)| table);
+        whole.or(cut).ok_or_else(|| WeightsError::NoSuchTensor(tensor.to_owned()))
     }
 
     /// Groups asked for so far.
@@ -106,8 +128,7 @@ impl Weights for FileWeights {
     fn guess(&self, _: &[Group]) {}
 
     fn rows(&self, tensor: &str, rows: &[u32]) -> Result<RawTensor, WeightsError> {
-        let found = self.groups.values().find_map(|group| group.tensors.get(tensor));
-        let table = found.ok_or_else(|| WeightsError::NoSuchTensor(tensor.to_owned()))?;
+        let table = self.table(tensor)?;
         let joined = table.pieces.concat();
         let row_bytes = joined.len() / table.shape[0];
         let row = |&row: &u32| {
@@ -117,6 +138,11 @@ impl Weights for FileWeights {
         };
         let pieces = rows.iter().map(row).collect::<Result<_, _>>()?;
         Ok(RawTensor { dtype: table.dtype, shape: vec![rows.len(), table.shape[1]], pieces })
+    }
+
+    fn run(&self, tensor: &str, rows: &Range<usize>) -> Result<RawTensor, WeightsError> {
+        self.state.lock().unwrap().asked.push(format!("{tensor} {rows:?}"));
+        self.rows(tensor, &rows.clone().map(|row| row as u32).collect::<Vec<_>>())
     }
 }
 

@@ -5,7 +5,7 @@ mod model;
 use std::{sync::atomic::Ordering, time::Duration};
 
 use model::{BLOCK_SIZE, Model, ROW, Watched, block};
-use surf_protocol::{ChunkId, Stack, manifest::ChunkEntry};
+use surf_protocol::{ChunkId, Dtype, Stack, TensorEntry, manifest::ChunkEntry};
 use tokio::runtime::Runtime;
 
 use super::*;
@@ -61,8 +61,12 @@ impl Bench {
 
     fn compare(&self, group: &Group, got: &Tensors) {
         let expected: Vec<_> = self.weights.manifest().group(group).unwrap().collect();
-        assert_eq!(got.tensors.len(), expected.len());
+        assert_eq!(got.tensors.len() + got.runs.len(), expected.len());
         for entry in expected {
+            if let Some(runs) = got.runs.get(&entry.name) {
+                self.compare_runs(entry, runs);
+                continue;
+            }
             let tensor = &got.tensors[&entry.name];
             assert_eq!(tensor.pieces.concat(), self.bytes[&entry.name], "{}", entry.name);
             let shape: Vec<u64> = tensor.shape.iter().map(|&n| n as u64).collect();
@@ -71,6 +75,19 @@ impl Bench {
             assert!(tensor.pieces.iter().all(|piece| (piece.len() as u64).is_multiple_of(row)), "whole rows");
             assert!(!got.resident || tensor.pieces.len() == 1);
         }
+    }
+
+    fn compare_runs(&self, table: &TensorEntry, runs: &[Range<usize>]) {
+        let (row, mut next) = ((table.size / table.shape[0]) as usize, 0);
+        for rows in runs {
+            assert_eq!(rows.start, next, "{runs:?}");
+            next = rows.end;
+            let run = self.weights.run(&table.name, rows).unwrap();
+            let expected = &self.bytes[&table.name][rows.start * row..rows.end * row];
+            assert_eq!(run.pieces.concat(), expected, "{rows:?}");
+            assert_eq!(run.shape, [rows.len(), table.shape[1] as usize]);
+        }
+        assert_eq!(next as u64, table.shape[0]);
     }
 
     fn rows(&self, rows: &[u32]) {
@@ -312,6 +329,85 @@ fn a_tied_table_is_fetched_in_whole_chunks_each_once() {
     let embed = &stats.groups[0];
     assert_eq!(embed.hits + embed.ready + embed.misses, 2);
     assert!(table.iter().all(|chunk| times[&chunk.id] <= 2));
+}
+
+/// Four rows in a chunk, four chunks in a run.
+fn with_a_large_table(tied: bool) -> Model {
+    let mut model = Model::default();
+    model.add(Group::Embed, "embed", &[160, 64], 1024);
+    (0..6).for_each(|at| model.add(block(at), &format!("{at}"), &[17, 64], 1024));
+    model.add(Group::Head, "norm", &[64], 256);
+    if !tied {
+        model.add(Group::Head, "output", &[158, 64], 1024);
+    }
+    model
+}
+
+#[test]
+fn a_large_table_comes_in_runs_of_whole_chunks() {
+    for (tied, name, size) in [(false, "head", 158), (true, "embed", 160)] {
+        for k in [0, 1, 2, 3, 7] {
+            let memory = k * BLOCK_SIZE;
+            let bench = Bench::new(with_a_large_table(tied), memory, AT_ONCE);
+            for _ in 0..3 {
+                bench.rows(&[0, 9, 157, 91]);
+                bench.pass();
+                let stats = bench.weights.stats();
+                let most = memory.max(BLOCK_SIZE);
+                assert!(stats.resident_bytes_max + stats.ring_bytes_peak <= most, "{k}: {stats:?}");
+            }
+            bench.until("nothing is on its way", || bench.is_quiet());
+            // Rows of one chunk, one group being copied, and a chunk that arrives and is let go.
+            let slack = 4 * 1024 + BLOCK_SIZE + 2048;
+            let live = bench.source.live.peak.load(Ordering::SeqCst);
+            assert!(live <= memory.max(BLOCK_SIZE) + slack, "{k}: {live}");
+
+            let stats = bench.weights.stats();
+            let runs: Vec<_> = stats.groups.iter().filter(|group| group.group.contains("rows")).collect();
+            assert_eq!(runs.len(), 10);
+            assert_eq!(runs[0].group, format!("{name}, rows 0 to 15"));
+            assert_eq!(runs[9].group, format!("{name}, rows 144 to {}", size - 1));
+            assert!(runs.iter().all(|run| run.hits + run.ready + run.misses == 3), "{runs:?}");
+            assert_eq!(stats.passes, 3);
+            // The table is read by row only where no pass needs it whole.
+            assert_eq!(bench.source.ranges.lock().unwrap().is_empty(), tied);
+        }
+    }
+}
+
+#[test]
+fn while_a_run_computes_the_next_comes_and_behind_the_last_the_first_block() {
+    // Nothing is asked for but what the ring has room for.
+    let source = Source { ahead: 0, ..AT_ONCE };
+    let bench = Bench::new(with_a_large_table(false), 2 * BLOCK_SIZE, source);
+    (0..6).for_each(|at| drop(bench.weights.group(&block(at)).unwrap()));
+    let runs = bench.weights.group(&Group::Head).unwrap().runs["output"].clone();
+    let table = &bench.chunks(&Group::Head)[1..];
+    let first = bench.chunks(&block(0))[0].id;
+    let times = |id: ChunkId| bench.source.times().get(&id).copied().unwrap_or(0);
+    for (at, rows) in runs.iter().enumerate() {
+        bench.weights.run("output", rows).unwrap();
+        match runs.get(at + 1) {
+            Some(next) => bench.until("the next run", || times(table[next.start / 4].id) == 1),
+            None => bench.until("the first block", || times(first) == 2),
+        }
+    }
+    assert!(table.iter().all(|chunk| times(chunk.id) == 1), "each came once");
+}
+
+#[test]
+fn a_table_that_fits_or_has_scales_comes_whole() {
+    let all = with_a_large_table(false).manifest().size();
+    let bench = Bench::new(with_a_large_table(false), all, AT_ONCE);
+    bench.pass();
+    assert!(bench.weights.group(&Group::Head).unwrap().runs.is_empty());
+    let error = bench.weights.run("output", &(0..16)).unwrap_err();
+    assert!(error.to_string().contains("does not come in a run of rows from 0 to 16"), "{error}");
+
+    let mut model = with_a_large_table(false);
+    model.retype("output", Dtype::F8E4M3);
+    let bench = Bench::new(model, 0, AT_ONCE);
+    assert!(bench.weights.group(&Group::Head).unwrap().runs.is_empty());
 }
 
 #[test]

@@ -79,6 +79,13 @@ impl Model {
         self.tensors[tensor + 1..].iter_mut().for_each(|(_, entry)| entry.offset += more);
     }
 
+    /// Says that the elements of `name`, four bytes each, are of another type, four times as many in a row.
+    pub(super) fn retype(&mut self, name: &str, dtype: Dtype) {
+        let (_, entry) = self.tensors.iter_mut().find(|(_, entry)| entry.name == name).unwrap();
+        entry.dtype = dtype;
+        entry.shape[1] *= 4;
+    }
+
     pub(super) fn manifest(&self) -> Manifest {
         let mut tensors = self.tensors.clone();
         tensors.sort_by(|a, b| a.1.name.cmp(&b.1.name));
