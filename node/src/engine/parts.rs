@@ -71,7 +71,7 @@ impl<'a> Parts<'a> {
     }
 
     /// The projection to logits called `name`, without bias, from `inputs` to `outputs`.
-    pub(crate) fn projection(
+    pub(crate) fn to_logits(
         &self,
         name: &str,
         inputs: usize,
@@ -83,7 +83,10 @@ impl<'a> Parts<'a> {
         };
         let (tensor, rows) = (tensor.clone(), rows.clone());
         match rows.last() {
-            Some(last) if last.end == outputs => Ok(Projection::Runs(Runs { tensor, rows, inputs, outputs })),
+            Some(last) if last.end == outputs => {
+                let compute = self.compute.clone();
+                Ok(Projection::Runs(Runs { tensor, rows, inputs, outputs, compute }))
+            }
             last => {
                 let rows = last.map_or(0, |last| last.end);
                 Err(EngineError::tensor(tensor, format!("has {rows} rows, not {outputs}")))

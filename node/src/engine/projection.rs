@@ -5,7 +5,13 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::{EngineError, host, linear::Linear, parts};
+use super::{
+    EngineError,
+    compute::Compute,
+    host,
+    linear::{Linear, Weight},
+    parts,
+};
 use crate::weights::Weights;
 
 /// See the module.
@@ -26,6 +32,8 @@ pub(crate) struct Runs {
     pub(crate) rows: Vec<Range<usize>>,
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
+    /// What computes the products.
+    pub(crate) compute: Compute,
 }
 
 impl Projection {
@@ -45,7 +53,7 @@ impl Runs {
         for rows in &self.rows {
             let raw = weights.run(&self.tensor, rows)?;
             let weight = parts::matrix(&self.tensor, &raw, rows.len(), self.inputs)?;
-            let part = Linear::new(weight, None, x.device())?.forward(x)?;
+            let part = Linear::new(Weight::Rows(weight), None, self.compute.place(false)).forward(x)?;
             host::read(&part, |part| {
                 for (y, part) in y.chunks_exact_mut(self.outputs).zip(part.chunks_exact(rows.len())) {
                     y[rows.clone()].copy_from_slice(part);

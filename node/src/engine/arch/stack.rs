@@ -116,11 +116,11 @@ impl Architecture for Stack {
                     return Ok(Box::new(Head { norm, projection: None, soft_cap: None }));
                 }
                 let here = names.heads.iter().find(|name| parts.has(&format!("{name}.weight")));
-                let projection = Some(parts.projection(here.unwrap_or(&names.heads[0]), hidden, vocab)?);
+                let projection = Some(parts.to_logits(here.unwrap_or(&names.heads[0]), hidden, vocab)?);
                 Ok(Box::new(Head { norm, projection, soft_cap }))
             }
             Group::Embed => {
-                let projection = Some(rooted.projection(names.table, hidden, vocab)?);
+                let projection = Some(rooted.to_logits(names.table, hidden, vocab)?);
                 Ok(Box::new(Head { norm: None, projection, soft_cap }))
             }
             other => Err(EngineError::NoGroup(other.clone())),

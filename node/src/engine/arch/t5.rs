@@ -238,7 +238,7 @@ impl Architecture for T5 {
 
     fn layer(&self, step: &Step, parts: &Parts<'_>) -> Result<Box<dyn Layer>, EngineError> {
         let norm = |name| parts.under_root(self.root).rms_norm(name, self.hidden, self.eps);
-        let project = |name| parts.projection(name, self.hidden, self.vocab);
+        let project = |name| parts.to_logits(name, self.hidden, self.vocab);
         match (&step.group, self.decoder) {
             (Group::Block(stack, index), _) => Ok(Box::new(self.block(*stack, *index as usize, parts)?)),
             (Group::Norm(Encoder), _) => {

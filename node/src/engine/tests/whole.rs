@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
-use super::*;
+use super::{swarm::Published, *};
 use crate::engine::{
     arch::Tables,
     cache::KvCache,
@@ -16,6 +16,19 @@ use crate::engine::{
 
 fn config(memory: u64) -> config::Engine {
     config::Engine { memory, ..CONFIG }
+}
+
+/// As a node has them: in chunks, in hardly any memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn streamed_weights_are_taken_as_they_come() {
+    for model_type in whole::names() {
+        let folder = fixture(&format!("variants/{model_type}"));
+        let expected = std::fs::read(format!("{folder}/expected.safetensors")).unwrap();
+        let weights = Published::open(&folder).weights(0);
+        let engine = Engine::load(&files(&folder), weights, &CONFIG, Arc::default()).unwrap();
+        let report = engine.check(&expected, 1e-3).await.unwrap();
+        assert!(report.pass && report.greedy_agree == Some(1.0), "{model_type}: {report:?}");
+    }
 }
 
 /// What follows does not depend on where a sequence is cut into passes.

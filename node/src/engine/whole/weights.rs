@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -11,7 +12,7 @@ use surf_protocol::{Dtype, Group};
 
 use crate::{
     engine::{EngineError, parts},
-    weights::{Tensors, Weights},
+    weights::{RawTensor, Tensors, Weights},
 };
 
 /// Where [`candle_nn::VarBuilder`] takes tensors from.
@@ -49,15 +50,37 @@ impl AllWeights {
             _ => self.weights.group(group)?,
         };
         *last = Some((group.clone(), Arc::clone(&tensors)));
-        let raw = tensors.tensors.get(name).ok_or_else(missing)?;
-        if matches!(raw.dtype, Dtype::F8E4M3 | Dtype::F8E5M2) {
-            return Err(EngineError::tensor(
-                name,
-                "is float8, of which only models that are streamed know the scales",
-            ));
+        let Some(raw) = tensors.tensors.get(name) else {
+            let runs = tensors.runs.get(name).ok_or_else(missing)?;
+            return self.in_runs(name, runs, device);
+        };
+        Ok(Tensor::from_slice(&values(name, raw)?, raw.shape.as_slice(), device)?)
+    }
+
+    /// A large table, as it comes.
+    fn in_runs(
+        &self,
+        name: &str,
+        runs: &[Range<usize>],
+        device: &Device,
+    ) -> std::result::Result<Tensor, EngineError> {
+        let (mut all, mut cols) = (Vec::new(), 0);
+        for rows in runs {
+            let raw = self.weights.run(name, rows)?;
+            cols = raw.shape.get(1).copied().unwrap_or(0);
+            all.extend_from_slice(&values(name, &raw)?);
         }
-        let values = parts::values(name, raw)?;
-        Ok(Tensor::from_slice(&values, raw.shape.as_slice(), device)?)
+        Ok(Tensor::from_vec(all, (runs.last().map_or(0, |last| last.end), cols), device)?)
+    }
+}
+
+fn values(name: &str, raw: &RawTensor) -> std::result::Result<Arc<[f32]>, EngineError> {
+    match raw.dtype {
+        Dtype::F8E4M3 | Dtype::F8E5M2 => {
+            let reason = "is float8, of which only models that are streamed know the scales";
+            Err(EngineError::tensor(name, reason))
+        }
+        _ => parts::values(name, raw),
     }
 }
 
