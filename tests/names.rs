@@ -13,7 +13,7 @@ use libp2p::{
     swarm::{NetworkBehaviour, SwarmEvent},
     tcp, yamux,
 };
-use surf_node::{Node, api::PublishRequest};
+use surf_node::{Node, api::PublishRequest, node::NodeError};
 use surf_protocol::{FullName, SignedName};
 use surf_tests::{Process, TestNode, config, start, tiny_surfer};
 use tokio::{
@@ -142,9 +142,11 @@ async fn publish(node: &Node, what: &str) -> (String, tempfile::TempDir) {
 async fn means(node: &Node, name: &str, model: &str) -> u64 {
     let asking = async {
         loop {
-            let info = node.name(name).await.unwrap();
-            if info.model == model {
-                return info.sequence;
+            // Until it has spread, nobody may know it.
+            match node.name(name).await {
+                Ok(info) if info.model == model => return info.sequence,
+                Ok(_) | Err(NodeError::NotFound(_)) => (),
+                Err(error) => panic!("{name}: {error}"),
             }
             sleep(Duration::from_millis(100)).await;
         }
