@@ -6,8 +6,9 @@ use surf_protocol::Manifest;
 use super::{
     Architecture,
     encoder::{Encoder, Names, Positions, Sizes},
+    options,
 };
-use crate::engine::{EngineError, fields::Fields, kernels::Activation};
+use crate::engine::{EngineError, fields::Fields};
 
 const NAMES: Names = names(&["bert.", ""]);
 
@@ -46,13 +47,7 @@ pub(super) fn sizes(fields: &Fields<'_>) -> Result<Sizes, EngineError> {
     }
     let (hidden, heads) =
         (fields.count("hidden_size", 1..=1 << 16)?, fields.count("num_attention_heads", 1..=1024)?);
-    if !hidden.is_multiple_of(heads) {
-        return Err(fields.invalid("num_attention_heads", format!("does not divide {hidden}")));
-    }
-    let eps = fields.real("layer_norm_eps")?.unwrap_or(1e-12);
-    if !(0.0..1.0).contains(&eps) {
-        return Err(fields.invalid("layer_norm_eps", "must be from 0 to 1"));
-    }
+    options::head_dim(fields, "num_attention_heads", hidden, heads)?;
     Ok(Sizes {
         vocab: fields.count("vocab_size", 1..=1 << 22)?,
         positions: fields.count_if("max_position_embeddings", 1..=1 << 20)?.unwrap_or(512),
@@ -60,13 +55,7 @@ pub(super) fn sizes(fields: &Fields<'_>) -> Result<Sizes, EngineError> {
         intermediate: fields.count("intermediate_size", 1..=1 << 20)?,
         heads,
         blocks: fields.count("num_hidden_layers", 1..=1024)?,
-        eps,
-        activation: activation(fields, "hidden_act")?,
+        eps: options::eps(fields, "layer_norm_eps", 1e-12)?,
+        activation: options::activation(fields, "hidden_act", "gelu")?,
     })
-}
-
-/// The activation that `field` names.
-pub(super) fn activation(fields: &Fields<'_>, field: &str) -> Result<Activation, EngineError> {
-    let name = fields.text(field)?.unwrap_or("gelu");
-    Activation::named(name).ok_or_else(|| fields.invalid(field, format!("is {name:?}, which is not known")))
 }

@@ -4,8 +4,8 @@ use surf_protocol::Manifest;
 
 use super::{
     Architecture,
-    bert::activation,
     encoder::{Encoder, Names, Positions, Sizes},
+    options,
 };
 use crate::engine::{EngineError, fields::Fields};
 
@@ -28,9 +28,7 @@ pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn A
         Ok(fields.count_if(field, 1..=most)?.unwrap_or(default))
     };
     let (hidden, heads) = (count("dim", 1 << 16, 768)?, count("n_heads", 1024, 12)?);
-    if !hidden.is_multiple_of(heads) {
-        return Err(fields.invalid("n_heads", format!("does not divide {hidden}")));
-    }
+    options::head_dim(fields, "n_heads", hidden, heads)?;
     // Positions made of sines are saved as a table like those that were learned.
     let sizes = Sizes {
         vocab: count("vocab_size", 1 << 22, 30_522)?,
@@ -40,7 +38,7 @@ pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn A
         heads,
         blocks: count("n_layers", 1024, 6)?,
         eps: 1e-12,
-        activation: activation(fields, "activation")?,
+        activation: options::activation(fields, "activation", "gelu")?,
     };
     Encoder::boxed(sizes, &NAMES, Positions::Places, manifest)
 }

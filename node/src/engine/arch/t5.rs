@@ -10,7 +10,7 @@ use surf_protocol::{
     Stack::{self, Decoder, Encoder},
 };
 
-use super::{Architecture, Kind, Layer, Shape, Step, Tables, root};
+use super::{Architecture, Kind, Layer, Shape, Step, Tables, options, root};
 use crate::engine::{
     EngineError,
     cache::CacheShape,
@@ -77,10 +77,6 @@ pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn A
         false => None,
     };
     let (activation, gated) = activation(fields)?;
-    let eps = fields.real("layer_norm_epsilon")?.unwrap_or(1e-6);
-    if !(0.0..1.0).contains(&eps) {
-        return Err(fields.invalid("layer_norm_epsilon", "must be from 0 to 1"));
-    }
     let table = TABLES.into_iter().find(|name| has(name)).unwrap_or(TABLES[0]);
     Ok(Box::new(T5 {
         root,
@@ -90,7 +86,7 @@ pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn A
         intermediate: fields.count("d_ff", 1..=1 << 20)?,
         heads: fields.count("num_heads", 1..=1024)?,
         head_dim: fields.count("d_kv", 1..=1024)?,
-        eps,
+        eps: options::eps(fields, "layer_norm_epsilon", 1e-6)?,
         activation,
         gated,
         buckets: buckets(fields)?,
