@@ -44,6 +44,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("transfer", &["fetch", "source", "identity", "members"]),
     ("fetch", &["source", "store"]),
     ("store", &["source"]),
+    ("origin", &["source"]),
     ("source", &[]),
     ("identity", &["secret"]),
     ("members", &["secret"]),
@@ -76,7 +77,7 @@ const OWNERS: &[(&[&str], &[&str])] = &[
     ),
     (&["axum"], &["node/src/rpc"]),
     (&["clap", "clap_complete"], &["node/src/cli", "node/src/main", "sim"]),
-    (&["object_store"], &["node/src/source"]),
+    (&["object_store"], &["node/src/origin"]),
     (&["bincode"], &["protocol/src/wire"]),
     (&["safetensors"], &["chunker", "node/src/rpc", "sim"]),
 ];

@@ -4,10 +4,12 @@
 //! rates in bytes per second, and every field says its unit where that is not enough. Model ids are
 //! written `surf:` and 64 hexadecimal digits, peers as libp2p peer ids.
 
+mod origin;
 mod publish;
 
 use serde::{Deserialize, Serialize};
 
+pub use origin::{OriginSyncRequest, OriginSynced};
 pub use publish::{
     PublishEvent, PublishPhase, PublishProgress, PublishRequest, Published, Quality, Quantized,
 };

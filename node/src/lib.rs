@@ -9,7 +9,8 @@
 //!   swarm      who has it: the DHT                  (owns libp2p)
 //!   transfer   bytes from one peer                  (owns quinn)
 //!   store      chunks on disk                       (owns sled)
-//!   source     anything that may have chunks        (a folder, a bucket, a web server)
+//!   origin     a folder or a web server             (owns object_store)
+//!   source     anything that may have chunks        (traits)
 //!   identity   one key for both planes              (names both)
 //!   members    who belongs to the swarm             (its key, lists of peers)
 //!   secret     files that nobody else may read
@@ -28,6 +29,7 @@ pub mod identity;
 pub mod journal;
 pub mod members;
 pub mod node;
+pub mod origin;
 pub mod publish;
 pub mod rpc;
 pub mod secret;

@@ -21,6 +21,7 @@ mod lists;
 mod logging;
 mod machine;
 mod name;
+mod origin;
 mod output;
 mod progress;
 mod publish;
@@ -80,6 +81,7 @@ enum Command {
     Publish(publish::Publish),
     Pull(pull::Pull),
     Export(export::Export),
+    Origin(origin::Origin),
     Generate(generate::Generate),
     Embed(embed::Embed),
     Check(check::Check),
@@ -112,6 +114,7 @@ impl Cli {
             Command::Publish(command) => command.run(&context).await,
             Command::Pull(command) => command.run(&context).await,
             Command::Export(command) => command.run(&context).await,
+            Command::Origin(command) => command.run(&context).await,
             Command::Generate(command) => command.run(&context).await,
             Command::Embed(command) => command.run(&context).await,
             Command::Check(command) => command.run(&context).await,

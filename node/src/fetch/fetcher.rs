@@ -1,25 +1,31 @@
 //! The handle through which the node asks for what it does not have.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use surf_protocol::{Chunk, Manifest, ModelId, NodeId, VerifiedRange, manifest::ChunkEntry};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 use super::{
     Dialer, Directory, Key, Model, Peer, Standing, Traffic,
     buffers::Buffers,
-    request::{Asker, RequestError},
+    request::{Asker, RequestError, checked_manifest},
     task::{Command, Task, Wish},
 };
 use crate::{
     config,
     journal::Journal,
-    source::{ChunkSource, Keeper, SourceError, Urgency},
+    source::{Keeper, Origin, SourceError, Urgency},
 };
 
 /// Questions waiting for the fetching task. Beyond this, askers wait.
 const COMMANDS_MAX: usize = 1024;
+
+/// How long peers are asked for a manifest before origins are asked too.
+const ORIGINS_AFTER: Duration = Duration::from_millis(1500);
 
 /// Peers asked for a manifest at the same time. One that is gone must not hold up one that is there.
 const MANIFESTS_AT_ONCE: usize = 4;
@@ -31,6 +37,7 @@ pub struct Fetcher {
     keeper: Arc<dyn Keeper>,
     directory: Arc<dyn Directory>,
     asker: Asker,
+    origins: Arc<[Arc<dyn Origin>]>,
 }
 
 /// What fetching is made of.
@@ -42,8 +49,8 @@ pub struct Parts {
     pub directory: Arc<dyn Directory>,
     /// Gets bytes from a peer.
     pub dialer: Arc<dyn Dialer>,
-    /// Asked when no peer has a chunk, in this order, by name.
-    pub origins: Vec<Origin>,
+    /// Asked when no peer has a chunk, in this order.
+    pub origins: Vec<Arc<dyn Origin>>,
     /// Told what arrives.
     pub journal: Arc<Journal>,
     /// Who this node is.
@@ -52,9 +59,6 @@ pub struct Parts {
     pub seed: u64,
 }
 
-/// A folder, bucket or web server that holds chunks, with its name.
-pub type Origin = (String, Arc<dyn ChunkSource>);
-
 impl Fetcher {
     /// Starts the task that fetches.
     pub fn start(parts: Parts, config: &config::Fetch) -> Self {
@@ -62,8 +66,9 @@ impl Fetcher {
         let asker =
             Asker { dialer: Arc::clone(&parts.dialer), stall: config.stall, buffers: Buffers::default() };
         let (keeper, directory) = (Arc::clone(&parts.keeper), Arc::clone(&parts.directory));
+        let origins = parts.origins.clone().into();
         tokio::spawn(Task::new(parts, asker.clone(), config, receiver).run());
-        Self { commands, keeper, directory, asker }
+        Self { commands, keeper, directory, asker, origins }
     }
 
     /// One model, for someone who computes with it.
@@ -71,8 +76,46 @@ impl Fetcher {
         Model::new(self.clone(), Arc::clone(&self.keeper), manifest)
     }
 
-    /// The manifest of `model`, from a peer. `None` if nobody who can be reached has it.
+    /// The manifest of `model`: from a peer, or from an origin if no peer has given it after a moment. `None`
+    /// if nobody who can be reached has it; an error if an origin could not tell.
     pub async fn manifest(&self, model: ModelId) -> Result<Option<Manifest>, SourceError> {
+        if self.origins.is_empty() {
+            return self.manifest_of_peers(model).await;
+        }
+        let mut peers = pin!(self.manifest_of_peers(model));
+        let early = timeout(ORIGINS_AFTER, &mut peers).await;
+        if let Ok(Ok(Some(manifest))) = early {
+            return Ok(Some(manifest));
+        }
+        let from_origin = self.manifest_of_origins(model).await;
+        match (from_origin, early) {
+            (Ok(Some(manifest)), _) => Ok(Some(manifest)),
+            (Ok(None), Ok(from_peers)) => from_peers,
+            (Ok(None), Err(_)) => peers.await,
+            (Err(error), Ok(_)) => Err(error),
+            (Err(error), Err(_)) => peers.await?.map_or(Err(error), |manifest| Ok(Some(manifest))),
+        }
+    }
+
+    async fn manifest_of_origins(&self, model: ModelId) -> Result<Option<Manifest>, SourceError> {
+        let mut failure = None;
+        for origin in self.origins.iter() {
+            let got = match origin.manifest(model).await {
+                Ok(Some(bytes)) => checked_manifest(model, bytes).await.map_err(|why| {
+                    SourceError::failed(origin.name(), format!("what it has as the manifest is none: {why}"))
+                }),
+                Ok(None) => continue,
+                Err(error) => Err(error),
+            };
+            match got {
+                Ok(manifest) => return Ok(Some(manifest)),
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(None), Err)
+    }
+
+    async fn manifest_of_peers(&self, model: ModelId) -> Result<Option<Manifest>, SourceError> {
         let named = self.directory.providers(Key::Model(model)).await;
         let named = named.map_err(|error| SourceError::failed("swarm", error))?;
         let known = self.command(|reply| Command::Known { reply }).await?;

@@ -44,7 +44,7 @@ use surf_protocol::{
 };
 
 pub use explain::{Phase, Reason, explain};
-pub use fetcher::{Fetcher, Origin, Parts};
+pub use fetcher::{Fetcher, Parts};
 pub use model::Model;
 pub use schedule::{Holder, HolderState, Outlook};
 pub use traffic::{Source, Traffic};

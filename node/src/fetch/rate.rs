@@ -9,8 +9,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
-use surf_protocol::{Chunk, manifest::ChunkEntry};
+use surf_protocol::{Chunk, ModelId, manifest::ChunkEntry};
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
@@ -18,7 +19,7 @@ use tokio::{
 
 use crate::{
     config,
-    source::{ChunkSource, SourceError},
+    source::{ChunkSource, Origin, SourceError},
 };
 
 /// The most bytes to ask for at once: what others wait for meanwhile.
@@ -198,29 +199,48 @@ impl Bucket {
 
 /// A source whose bytes wait at a limiter.
 #[derive(Debug)]
-pub struct Paced {
-    source: Arc<dyn ChunkSource>,
+pub struct Paced<S> {
+    source: S,
     limiter: Arc<Limiter>,
 }
 
-impl Paced {
+impl<S> Paced<S> {
     /// `source`, no faster than `limiter` allows.
-    pub fn new(source: Arc<dyn ChunkSource>, limiter: Arc<Limiter>) -> Self {
+    pub fn new(source: S, limiter: Arc<Limiter>) -> Self {
         Self { source, limiter }
+    }
+
+    /// Waits for `bytes` in pieces, so that small requests pass between.
+    async fn pass(&self, bytes: usize) {
+        let mut left = bytes;
+        while left != 0 {
+            let piece = left.min(PIECE_MAX);
+            self.limiter.queue(piece).pass().await;
+            left -= piece;
+        }
     }
 }
 
-impl ChunkSource for Paced {
+impl<S: ChunkSource> ChunkSource for Paced<S> {
     fn get(&self, chunk: ChunkEntry) -> BoxFuture<'_, Result<Option<Chunk>, SourceError>> {
         Box::pin(async move {
-            // The whole chunk waits before it is asked for, in pieces, so that small ones pass between.
-            let mut left = chunk.size as usize;
-            while left != 0 {
-                let piece = left.min(PIECE_MAX);
-                self.limiter.queue(piece).pass().await;
-                left -= piece;
-            }
+            self.pass(chunk.size as usize).await;
             self.source.get(chunk).await
+        })
+    }
+}
+
+impl<S: Origin> Origin for Paced<S> {
+    fn name(&self) -> String {
+        self.source.name()
+    }
+
+    /// Waits afterwards: how large a manifest is, only the origin knows.
+    fn manifest(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>> {
+        Box::pin(async move {
+            let manifest = self.source.manifest(model).await?;
+            self.pass(manifest.as_ref().map_or(0, Bytes::len)).await;
+            Ok(manifest)
         })
     }
 }

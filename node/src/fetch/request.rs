@@ -23,13 +23,14 @@ use surf_protocol::{
 };
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
+    task::spawn_blocking,
     time::timeout,
 };
 
 use super::{Body, DialError, Dialer, Peer, buffers::Buffers, holdings::Listening};
 
-/// Chunks smaller than this are hashed where they arrive; a thread of its own would cost more.
-const HASH_INLINE_MAX: usize = 256 * 1024;
+/// What is smaller is checked where it arrives; another thread would cost more.
+const INLINE_MAX: usize = 256 * 1024;
 
 /// How long a peer may take to answer at all, on top of the time it may be silent: connecting and
 /// finding the bytes are part of it.
@@ -55,6 +56,19 @@ pub(super) enum RequestError {
 pub(super) struct Failed {
     pub(super) error: RequestError,
     pub(super) wasted: u64,
+}
+
+/// The manifest in `bytes`, if they hash to `model` and it keeps the rules; or why not. Not trusted, and large
+/// ones take a while: they are checked on another thread.
+pub(super) async fn checked_manifest(model: ModelId, bytes: Bytes) -> Result<Manifest, String> {
+    let len = bytes.len();
+    let check = move || {
+        if ModelId::of(&bytes) != model {
+            return Err("another manifest".to_owned());
+        }
+        Manifest::decode(&bytes).map_err(|error| error.to_string())
+    };
+    off_worker(len, check).await
 }
 
 impl<E: Into<RequestError>> From<E> for Failed {
@@ -110,11 +124,9 @@ impl Asker {
     /// A manifest that hashes to `model`, checked.
     pub(super) async fn manifest(&self, peer: &Peer, model: ModelId) -> Result<Manifest, Failed> {
         let bytes = self.bounded(peer, Request::Manifest(model), MANIFEST_SIZE_MAX as u64).await?;
-        let lied = |why: String| Failed { error: RequestError::Lied(why), wasted: bytes.len() as u64 };
-        if ModelId::of(&bytes) != model {
-            return Err(lied("another manifest".to_owned()));
-        }
-        Manifest::decode(&bytes).map_err(|error| lied(error.to_string()))
+        let wasted = bytes.len() as u64;
+        let checked = checked_manifest(model, bytes).await;
+        checked.map_err(|why| Failed { error: RequestError::Lied(why), wasted })
     }
 
     /// What the peer has of `manifest`, now and from now on.
@@ -165,11 +177,15 @@ impl Asker {
 }
 
 async fn verify(chunk: ChunkEntry, bytes: Bytes) -> Result<Chunk, VerifyError> {
+    off_worker(bytes.len(), move || Chunk::verify(chunk.id, bytes)).await
+}
+
+/// Does `work` on `len` bytes: large ones on a thread for it, so that the worker goes on meanwhile.
+async fn off_worker<T: Send + 'static>(len: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
     // In a runtime of one thread another would only make the order of events a matter of luck.
     let alone = Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread;
-    if alone || bytes.len() <= HASH_INLINE_MAX {
-        return Chunk::verify(chunk.id, bytes);
+    if alone || len <= INLINE_MAX {
+        return work();
     }
-    let hashing = tokio::task::spawn_blocking(move || Chunk::verify(chunk.id, bytes));
-    hashing.await.expect("hashing does not panic, and nobody aborts it")
+    spawn_blocking(work).await.expect("checking does not panic, and nobody aborts it")
 }

@@ -5,6 +5,7 @@ use surf_protocol::ModelId;
 use crate::{
     engine::EngineError,
     fetch::DirectoryError,
+    origin::SyncError,
     publish::{ExportError, PublishError, PullError, QuantizeError, WriteError},
     source::SourceError,
     store::{ResolveError, StoreError},
@@ -29,8 +30,12 @@ pub enum NodeError {
 }
 
 impl NodeError {
-    pub(super) fn no_manifest(model: ModelId) -> Self {
-        Self::NotFound(format!("nobody reachable has the model {model}"))
+    /// No peer has the model, and no origin, or they could not tell because of `failure`.
+    pub(super) fn no_manifest(model: ModelId, failure: Option<&SourceError>) -> Self {
+        match failure {
+            None => Self::NotFound(format!("nobody reachable has the model {model}")),
+            Some(failure) => Self::NotFound(format!("no peer has the model {model}; {failure}")),
+        }
     }
 }
 
@@ -66,6 +71,16 @@ impl From<ExportError> for NodeError {
         match error {
             ExportError::Source(error) => error.into(),
             ExportError::InTheWay(_) => Self::Invalid(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<SyncError> for NodeError {
+    fn from(error: SyncError) -> Self {
+        match error {
+            SyncError::Source(error) => error.into(),
+            SyncError::Url(_) => Self::Invalid(error.to_string()),
             _ => Self::Failed(error.to_string()),
         }
     }

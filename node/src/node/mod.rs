@@ -31,13 +31,14 @@ use crate::{
     config::Config,
     engine::{self, EngineError},
     fetch::{
-        Fetcher, Origin, Parts,
+        Fetcher, Parts,
         rate::{Limiter, Paced},
     },
     identity::{Identity, IdentityError},
     journal::Journal,
+    origin::{self, OpenError},
     publish::{self, announcer},
-    source::{Object, OpenError},
+    source::Origin,
     store::{Store, StoreError},
     swarm, transfer,
 };
@@ -242,10 +243,10 @@ impl Drop for Running {
     }
 }
 
-fn origins(config: &Config, limiter: &Arc<Limiter>) -> Result<Vec<Origin>, OpenError> {
+fn origins(config: &Config, limiter: &Arc<Limiter>) -> Result<Vec<Arc<dyn Origin>>, OpenError> {
     let open = |url: &url::Url| {
-        let paced = Paced::new(Arc::new(Object::open(url)?), Arc::clone(limiter));
-        Ok((url.to_string(), Arc::new(paced) as _))
+        let paced = Paced::new(origin::Object::open(url)?, Arc::clone(limiter));
+        Ok(Arc::new(paced) as Arc<dyn Origin>)
     };
     config.fetch.origins.iter().map(open).collect()
 }

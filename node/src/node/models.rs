@@ -12,10 +12,11 @@ use tokio::{
 use super::{Node, NodeError, view};
 use crate::{
     api::{
-        Amount, Exported, Freed, ModelDetail, ModelInfo, PublishPhase, PublishProgress, PublishRequest,
+        Amount, Exported, Freed, ModelDetail, ModelInfo, OriginSynced, PublishPhase, PublishProgress, PublishRequest,
         Published, PullProgress, Pulled, Verified,
     },
     config::Config,
+    origin,
     publish::{self, Quantizing},
     source::{Library, ModelSource, Urgency},
 };
@@ -94,6 +95,24 @@ impl Node {
         Ok(publish::export(&source, &manifest, dir, tell).await?)
     }
 
+    /// Writes a model to the folder of an origin. Fetches what is not here.
+    pub async fn origin_sync(
+        &self,
+        model: &str,
+        url: &str,
+        progress: mpsc::Sender<Amount>,
+    ) -> Result<OriginSynced, NodeError> {
+        let folder = origin::folder(url)?;
+        let manifest = self.manifest(model).await?;
+        let source = self.parts.fetcher.model(Arc::clone(&manifest));
+        let total = manifest.chunks().iter().map(|chunk| u64::from(chunk.size)).sum();
+        let tell = |bytes| tell(&progress, Amount { bytes, total });
+        let origin::Synced { new_chunks, new_bytes } =
+            origin::sync(&source, &manifest, &folder, tell).await?;
+        let (model, chunks) = (manifest.id().to_string(), manifest.chunks().len() as u64);
+        Ok(OriginSynced { model, chunks, bytes: total, new_chunks, new_bytes })
+    }
+
     /// Every model whose manifest is here.
     pub fn models(&self) -> Vec<ModelInfo> {
         self.parts.store.models().into_iter().map(view::model).collect()
@@ -103,7 +122,7 @@ impl Node {
     pub async fn model(&self, model: &str) -> Result<ModelDetail, NodeError> {
         let manifest = self.manifest(model).await?;
         let summary = self.parts.store.models().into_iter().find(|summary| summary.id == manifest.id());
-        let info = summary.map(view::model).ok_or_else(|| NodeError::no_manifest(manifest.id()))?;
+        let info = summary.map(view::model).ok_or_else(|| NodeError::no_manifest(manifest.id(), None))?;
         let have = self.parts.store.have(manifest.id()).await?;
         Ok(view::detail(info, &manifest, have.as_ref()))
     }
@@ -160,14 +179,20 @@ impl Node {
         if let Some(manifest) = self.parts.store.manifest_of(id) {
             return Ok(manifest);
         }
-        let patience = Instant::now().max(self.parts.started + PATIENCE_AT_START) + PATIENCE;
+        let began = Instant::now();
         loop {
-            if let Some(manifest) = self.parts.fetcher.manifest(id).await? {
-                self.parts.store.put_manifest(&manifest).await?;
-                return Ok(Arc::new(manifest));
-            }
-            if patience < Instant::now() {
-                return Err(NodeError::no_manifest(id));
+            let failure = match self.parts.fetcher.manifest(id).await {
+                Ok(Some(manifest)) => {
+                    self.parts.store.put_manifest(&manifest).await?;
+                    return Ok(Arc::new(manifest));
+                }
+                Ok(None) => None,
+                Err(error) => Some(error),
+            };
+            // An origin has answered, so nothing more is to come but peers that have just been published to.
+            let started = if failure.is_some() { began } else { self.parts.started + PATIENCE_AT_START };
+            if began.max(started) + PATIENCE < Instant::now() {
+                return Err(NodeError::no_manifest(id, failure.as_ref()));
             }
             sleep(LOOK_AGAIN).await;
         }

@@ -165,6 +165,7 @@ fn routes() -> Router<App> {
         .route("/publish", post(surf::publish))
         .route("/pull", post(surf::pull))
         .route("/export", post(surf::export))
+        .route("/origin/sync", post(surf::origin_sync))
         .route("/pin", post(surf::pin))
         .route("/unpin", post(surf::unpin))
         .route("/rm", post(surf::rm))

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     api::{
         CheckRequest, Checked, ExportRequest, Freed, Limits, LimitsRequest, ModelDetail, ModelInfo,
-        ModelRequest, NameInfo, NameRequest, PeerView, PublishRequest, Status, VerifyRequest,
+        ModelRequest, OriginSyncRequest, NameInfo, NameRequest, PeerView, PublishRequest, Status, VerifyRequest,
     },
     journal,
 };
@@ -81,6 +81,16 @@ pub(super) async fn pull(State(app): State<App>, body: extract::Json<ModelReques
 pub(super) async fn export(State(app): State<App>, body: extract::Json<ExportRequest>) -> Response {
     lines::answer(
         |progress| async move { app.node.export(&body.0.model, body.0.dir.as_ref(), progress).await },
+    )
+}
+
+/// `POST /surf/v1/origin/sync`
+pub(super) async fn origin_sync(
+    State(app): State<App>,
+    body: extract::Json<OriginSyncRequest>,
+) -> Response {
+    lines::answer(
+        |progress| async move { app.node.origin_sync(&body.0.model, &body.0.url, progress).await },
     )
 }
 

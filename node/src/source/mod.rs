@@ -6,7 +6,6 @@
 //! what peers may ask of us.
 
 mod memory;
-mod object;
 mod telling;
 
 #[cfg(test)]
@@ -20,7 +19,6 @@ use surf_protocol::{Bitmap, Chunk, ChunkId, ModelId, VerifiedRange, manifest::Ch
 use tokio::sync::watch;
 
 pub use memory::Memory;
-pub use object::{Object, OpenError};
 pub use telling::{HEARTBEAT, Telling};
 
 /// Something that may have chunks.
@@ -35,6 +33,22 @@ pub use telling::{HEARTBEAT, Telling};
 pub trait ChunkSource: fmt::Debug + Send + Sync {
     /// The chunk `chunk.id`, if it is here.
     fn get(&self, chunk: ChunkEntry) -> BoxFuture<'_, Result<Option<Chunk>, SourceError>>;
+}
+
+/// A source that is asked when no peer has a chunk, and that has manifests too: enough to begin with a model's
+/// id and nothing else.
+///
+/// # Contract
+///
+/// - [`Origin::manifest`] reads at most [`MANIFEST_SIZE_MAX`](surf_protocol::limits::MANIFEST_SIZE_MAX) bytes.
+///   They are not checked: the caller hashes them.
+/// - `Ok(None)` and `Err` mean what they mean for [`ChunkSource`].
+pub trait Origin: ChunkSource {
+    /// What people call it: its URL, without a password.
+    fn name(&self) -> String;
+
+    /// What should be the encoded manifest of `model`, if it is here.
+    fn manifest(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>>;
 }
 
 /// A source that also keeps what it is given.

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use super::{Arrived, Done, Task};
 use crate::{
-    fetch::{Origin, Source},
-    source::SourceError,
+    fetch::Source,
+    source::{Origin, SourceError},
 };
 
 /// Chunks that are asked of the origins at once.
@@ -36,9 +36,12 @@ const AGAIN: Duration = Duration::from_secs(3);
 /// has yet to meet its peers.
 const PATIENCE_UNSEEN: Duration = Duration::from_secs(8);
 
+/// The same, once the origins have said that they cannot give it either.
+const PATIENCE_REFUSED: Duration = Duration::from_secs(3);
+
 pub(super) struct Origins {
     me: NodeId,
-    all: Arc<Vec<Origin>>,
+    all: Arc<Vec<Arc<dyn Origin>>>,
     /// How long a wish waits for holders that have gone.
     patience: Duration,
     asked: BTreeMap<ChunkId, ModelId>,
@@ -54,7 +57,7 @@ struct Stranded {
 }
 
 impl Origins {
-    pub(super) fn new(me: NodeId, all: Vec<Origin>, patience: Duration) -> Self {
+    pub(super) fn new(me: NodeId, all: Vec<Arc<dyn Origin>>, patience: Duration) -> Self {
         Self { me, all: Arc::new(all), patience, asked: BTreeMap::new(), stranded: HashMap::new() }
     }
 
@@ -88,7 +91,11 @@ impl Task {
             if !looked || self.origins.asked.contains_key(&chunk.id) {
                 continue;
             }
-            let patience = if known.was_held { self.origins.patience } else { PATIENCE_UNSEEN };
+            let patience = match (known.was_held, &state.failure) {
+                (true, _) => self.origins.patience,
+                (false, Some(_)) => PATIENCE_REFUSED,
+                (false, None) => PATIENCE_UNSEEN,
+            };
             if state.since + patience <= now && (self.origins.all.is_empty() || state.failure.is_some()) {
                 let error = state.failure.take().unwrap_or(SourceError::Missing(chunk.id));
                 self.give_up(chunk.id, error, now);
@@ -108,11 +115,11 @@ impl Task {
         let (origins, keeper) = (Arc::clone(&self.origins.all), Arc::clone(&self.keeper));
         self.jobs.spawn(async move {
             let mut result = Err(SourceError::Missing(chunk.id));
-            for (name, origin) in origins.iter() {
+            for origin in origins.iter() {
                 match origin.get(chunk).await {
                     Ok(Some(chunk)) => {
                         let kept = keeper.keep(chunk.clone()).await;
-                        result = Ok((name.clone(), Arrived { chunk, kept }));
+                        result = Ok((origin.name(), Arrived { chunk, kept }));
                         break;
                     }
                     Ok(None) => (),

@@ -24,7 +24,7 @@ fn words(result: Result<Option<Chunk>, SourceError>) -> String {
 /// A web server that answers every request with `reply(path)`: real sockets, as little HTTP as will do.
 async fn server(reply: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Url {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-    let url = Url::parse(&format!("http://{}/models/chunks", listener.local_addr().unwrap())).unwrap();
+    let url = Url::parse(&format!("http://{}/models", listener.local_addr().unwrap())).unwrap();
     let reply = Arc::new(reply);
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -53,7 +53,11 @@ fn ok(length: usize, body: &[u8]) -> Vec<u8> {
 async fn a_folder_conforms() {
     let dir = tempfile::tempdir().unwrap();
     let folder = Object::open(&Url::from_directory_path(dir.path()).unwrap()).unwrap();
-    let put = async |chunk: Chunk| fs::write(dir.path().join(chunk.id().to_hex()), chunk.bytes()).unwrap();
+    let put = async |chunk: Chunk| {
+        let path = dir.path().join(chunk_path(chunk.id()));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, chunk.bytes()).unwrap();
+    };
     crate::source::conformance::chunk_source(&folder, put).await;
 }
 
@@ -62,7 +66,8 @@ async fn damaged_files_in_a_folder_are_errors_not_chunks() {
     let dir = tempfile::tempdir().unwrap();
     let folder = Object::open(&Url::from_directory_path(dir.path()).unwrap()).unwrap();
     let chunk = chunk();
-    let path = dir.path().join(chunk.id().to_hex());
+    let path = dir.path().join(chunk_path(chunk.id()));
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
     let mut bytes = chunk.bytes().to_vec();
     bytes[7] ^= 1;
     fs::write(&path, &bytes).unwrap();
@@ -83,7 +88,7 @@ async fn a_web_server_conforms() {
     });
     let origin = Object::open(&url.await).unwrap();
     let put = async |chunk: Chunk| {
-        let path = format!("/models/chunks/{}", chunk.id().to_hex());
+        let path = format!("/models/{}", chunk_path(chunk.id()));
         held.lock().unwrap().insert(path, chunk.bytes().clone());
     };
     crate::source::conformance::chunk_source(&origin, put).await;
@@ -100,7 +105,6 @@ async fn a_lying_server_is_refused() {
         // Nothing of the exabyte is waited for.
         ("sent 1152921504606846976 bytes", ok(1 << 60, &bytes)),
         ("http://127.0.0.1", ok(bytes.len(), &bytes[..50_000])),
-        ("http://127.0.0.1", b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n".to_vec()),
         ("http://127.0.0.1", b"what?\r\n\r\n".to_vec()),
     ];
     for (expected, reply) in replies {
@@ -108,6 +112,53 @@ async fn a_lying_server_is_refused() {
         let got = words(origin.get(entry(&chunk)).await);
         assert!(got.contains(expected), "{got}");
     }
+}
+
+/// One sentence each, without the server's own page.
+#[tokio::test]
+async fn a_refusal_is_said_in_one_sentence() {
+    for (status, expected) in [
+        (401, "asks for credentials (401)"),
+        (403, "forbids it (403)"),
+        (416, "finds the range impossible (416)"),
+        (418, "answers with HTTP status 418"),
+        (429, "has too many requests (429)"),
+        (500, "the origin fails (500)"),
+        (503, "the origin fails (503)"),
+    ] {
+        let page = "<html>\n<h1>Sorry</h1>\n</html>";
+        let head = format!("HTTP/1.1 {status} No\r\nContent-Length: {}\r\nConnection: close\r\n", page.len());
+        let origin = Object::open(&server(move |_| format!("{head}\r\n{page}").into()).await).unwrap();
+        let (chunk, model) = (chunk(), ModelId::of(b"a model"));
+        for said in [
+            words(origin.get(entry(&chunk)).await),
+            origin.manifest(model).await.expect_err("it refuses").to_string(),
+        ] {
+            assert!(said.starts_with("http://127.0.0.1") && said.contains(expected), "{said}");
+            assert!(!said.contains("Sorry") && !said.contains('\n') && said.len() < 200, "{said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_is_read_up_to_its_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Object::open(&Url::from_directory_path(dir.path()).unwrap()).unwrap();
+    let model = ModelId::of(b"a model");
+    assert_eq!(folder.manifest(model).await.unwrap(), None);
+    let path = dir.path().join(manifest_path(model));
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, b"a model").unwrap();
+    assert_eq!(folder.manifest(model).await.unwrap().unwrap(), b"a model"[..]);
+    fs::File::create(&path).unwrap().set_len(MANIFEST_SIZE_MAX as u64 + 1).unwrap();
+    let error = folder.manifest(model).await.unwrap_err().to_string();
+    assert!(error.contains("which has at most"), "{error}");
+}
+
+#[test]
+fn a_password_is_not_shown() {
+    let origin = Object::open(&Url::parse("http://user:secret@127.0.0.1/x").unwrap()).unwrap();
+    assert!(!origin.name().contains("secret") && !format!("{origin:?}").contains("secret"));
 }
 
 #[tokio::test]
