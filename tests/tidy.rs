@@ -49,6 +49,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("identity", &["secret"]),
     ("members", &["secret"]),
     ("secret", &[]),
+    ("allocator", &[]),
     ("api", &[]),
     ("config", &["members"]),
     ("journal", &[]),

@@ -15,11 +15,13 @@
 //!   members    who belongs to the swarm             (its key, lists of peers)
 //!   secret     files that nobody else may read
 //!   journal    what happened, for those who ask
+//!   allocator  memory that the program holds
 //! ```
 //!
 //! [`Node`] is the one place where these are put together; [`publish`] turns folders into models
 //! and back; [`rpc`] lets other programs drive the node, and [`cli`] is one of them.
 
+pub mod allocator;
 pub mod api;
 pub mod cli;
 pub mod config;

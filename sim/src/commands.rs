@@ -1,4 +1,4 @@
-//! `surf-sim run` and `surf-sim scale`.
+//! `surf-sim run`, `surf-sim scale` and `surf-sim soak`.
 
 use std::{
     fs::{self, File},
@@ -12,6 +12,7 @@ use surf_sim::{
     run::{self, Report},
     scale::{self, Options},
     scenario::Scenario,
+    soak,
 };
 
 /// Which scenario, how often, and where the results go.
@@ -140,4 +141,51 @@ fn events(path: &Path) -> Result<Box<dyn Write + Send>, Failed> {
 
 fn write(path: &Path, text: &str) -> Result<(), Failed> {
     fs::write(path, text).map_err(|error| Failed::to(&format!("write {}", path.display()), error))
+}
+
+/// How long, and of what.
+#[derive(clap::Args)]
+pub(crate) struct Soak {
+    /// Minutes of each phase.
+    #[arg(long, default_value_t = 15.0)]
+    minutes: f64,
+    /// Equal phases; growth is told from the end of the second to the end of the last.
+    #[arg(long, default_value_t = 5)]
+    phases: usize,
+    /// Seed of the dice.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// A small model that can run.
+    #[arg(long, default_value = "node/assets/tiny-surfer")]
+    model: PathBuf,
+    /// Folder for everything.
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    /// `surf-node`; by default the one beside this program.
+    #[arg(long)]
+    program: Option<PathBuf>,
+    /// Prints the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Soak {
+    pub(crate) fn execute(self) -> Result<(), Failed> {
+        let program = match self.program {
+            Some(program) => program,
+            None => std::env::current_exe()?.with_file_name("surf-node"),
+        };
+        let phase = std::time::Duration::try_from_secs_f64(self.minutes * 60.0)
+            .map_err(|error| Failed::to("take that for minutes", error))?;
+        let Self { phases, seed, model, dir, json, .. } = self;
+        let options = soak::Options { program, model, dir, phase, phases, seed };
+        let report = soak::run(&options, |said| eprintln!("{said}"))?;
+        if json {
+            let text = serde_json::to_string(&report).map_err(|error| Failed::to("write the report", error))?;
+            println!("{text}");
+        } else {
+            println!("{report}");
+        }
+        if report.pass { Ok(()) } else { Err(Failed("something grew, or a text was wrong".to_owned())) }
+    }
 }

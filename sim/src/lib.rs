@@ -13,6 +13,7 @@
 //! - [`scale`]: what swarms of a size that cannot be simulated would cost and take.
 //! - [`trace`]: what happened, as one hash.
 //! - [`bench`](mod@bench): measurements of real nodes, for `surf-sim bench`.
+//! - [`soak`]: three real nodes at work for hours, for `surf-sim soak`.
 //! - [`lab`]: real nodes and other programs in a network of namespaces, for `surf-sim lab`.
 
 pub mod bench;
@@ -23,4 +24,5 @@ pub mod net;
 pub mod run;
 pub mod scale;
 pub mod scenario;
+pub mod soak;
 pub mod trace;

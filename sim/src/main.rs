@@ -24,6 +24,8 @@ enum Command {
     /// Measures real nodes.
     #[command(subcommand)]
     Bench(Bench),
+    /// Three real nodes at work for hours: does anything grow?
+    Soak(commands::Soak),
     #[cfg(target_os = "linux")]
     #[command(subcommand)]
     Lab(surf_sim::lab::cli::Command),
@@ -110,6 +112,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run.execute(),
         Command::Scale(scale) => scale.execute(),
         Command::Bench(command) => measure(command),
+        Command::Soak(soak) => soak.execute(),
         #[cfg(target_os = "linux")]
         Command::Lab(command) => surf_sim::lab::cli::run(command),
     };

@@ -2,7 +2,8 @@
 
 use std::error::Error;
 
-use object_store::retry::RetryError;
+/// How `object_store` begins to say that a server refused; its type for that is private.
+const REFUSED: &str = "Server returned non-2xx status code: ";
 
 /// Bytes of a server's own words that are passed on.
 const WORDS_MAX: usize = 120;
@@ -23,14 +24,8 @@ impl From<object_store::Error> for Failure {
 
 /// The HTTP status that `error` is about.
 fn status(error: &object_store::Error) -> Option<u16> {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(status) = error.downcast_ref::<RetryError>().and_then(RetryError::status) {
-            return Some(status.as_u16());
-        }
-        cause = error.source();
-    }
-    None
+    let words = root(error).to_string();
+    words.strip_prefix(REFUSED)?.get(..3)?.parse().ok()
 }
 
 fn answered(status: u16) -> String {

@@ -18,7 +18,10 @@ use prometheus_client::{
 };
 
 use super::App;
-use crate::api::{GenerationStats, PeerView, Status, TransferStatus};
+use crate::{
+    allocator,
+    api::{GenerationStats, PeerView, Status, TransferStatus},
+};
 
 /// Seconds to the first token: from all resident on a GPU to a cold start over a slow link.
 const TTFT_BUCKETS_S: [f64; 10] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
@@ -95,7 +98,9 @@ impl Metrics {
             ("store_low_bytes", "Used bytes down to which they are", status.store.low),
         ];
         let free = status.store.free.map(|free| ("store_free_bytes", "Bytes free on the disk", free));
-        for (name, help, value) in gauges.into_iter().chain(free) {
+        let live = allocator::live_bytes();
+        let live = live.map(|live| ("memory_live_bytes", "Bytes that the allocator has given out", live));
+        for (name, help, value) in gauges.into_iter().chain(free).chain(live) {
             registry.register(name, help, ConstGauge::<u64>::new(value));
         }
         let sum = |count: fn(&PeerView) -> u64| ConstCounter::<u64>::new(peers.iter().map(count).sum());
