@@ -149,7 +149,8 @@ fn refusing(status: u16) -> Url {
                 }
                 head.push(byte[0]);
             }
-            let answer = format!("HTTP/1.1 {status} No\r\nContent-Length: 5\r\nConnection: close\r\n\r\nSorry");
+            let answer =
+                format!("HTTP/1.1 {status} No\r\nContent-Length: 5\r\nConnection: close\r\n\r\nSorry");
             // The other side may have hung up.
             drop(stream.write_all(answer.as_bytes()));
         }

@@ -29,6 +29,9 @@ mod tests {
         drop(block);
         let after = live_bytes().unwrap();
         // Other tests use memory beside this one.
-        assert!(before + BLOCK as u64 / 2 < held && after + BLOCK as u64 / 2 < held, "{before} {held} {after}");
+        assert!(
+            before + BLOCK as u64 / 2 < held && after + BLOCK as u64 / 2 < held,
+            "{before} {held} {after}"
+        );
     }
 }

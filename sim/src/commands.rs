@@ -170,7 +170,7 @@ pub(crate) struct Soak {
 }
 
 impl Soak {
-    pub(crate) fn execute(self) -> Result<(), Failed> {
+    pub(crate) async fn execute(self) -> Result<(), Failed> {
         let program = match self.program {
             Some(program) => program,
             None => std::env::current_exe()?.with_file_name("surf-node"),
@@ -179,9 +179,10 @@ impl Soak {
             .map_err(|error| Failed::to("take that for minutes", error))?;
         let Self { phases, seed, model, dir, json, .. } = self;
         let options = soak::Options { program, model, dir, phase, phases, seed };
-        let report = soak::run(&options, |said| eprintln!("{said}"))?;
+        let report = soak::run(&options, |said| eprintln!("{said}")).await?;
         if json {
-            let text = serde_json::to_string(&report).map_err(|error| Failed::to("write the report", error))?;
+            let text =
+                serde_json::to_string(&report).map_err(|error| Failed::to("write the report", error))?;
             println!("{text}");
         } else {
             println!("{report}");

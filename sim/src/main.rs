@@ -112,7 +112,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run.execute(),
         Command::Scale(scale) => scale.execute(),
         Command::Bench(command) => measure(command),
-        Command::Soak(soak) => soak.execute(),
+        Command::Soak(soak) => asynchronous(soak.execute()),
         #[cfg(target_os = "linux")]
         Command::Lab(command) => surf_sim::lab::cli::run(command),
     };

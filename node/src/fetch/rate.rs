@@ -200,13 +200,13 @@ impl Bucket {
 /// A source whose bytes wait at a limiter.
 #[derive(Debug)]
 pub struct Paced<S> {
-    source: S,
+    source: Arc<S>,
     limiter: Arc<Limiter>,
 }
 
 impl<S> Paced<S> {
     /// `source`, no faster than `limiter` allows.
-    pub fn new(source: S, limiter: Arc<Limiter>) -> Self {
+    pub fn new(source: Arc<S>, limiter: Arc<Limiter>) -> Self {
         Self { source, limiter }
     }
 
@@ -343,7 +343,7 @@ mod tests {
     async fn a_paced_source_conforms_and_waits() {
         let memory = Arc::new(Memory::default());
         let limiter = Arc::new(Limiter::default());
-        let paced = Paced::new(Arc::clone(&memory) as _, Arc::clone(&limiter));
+        let paced = Paced::new(Arc::clone(&memory), Arc::clone(&limiter));
         source::conformance::chunk_source(&paced, async |chunk| memory.put(chunk)).await;
         limiter.set(Some(1 << 20));
         let chunk = Chunk::of(vec![7; 2 << 20].into());

@@ -245,7 +245,7 @@ impl Drop for Running {
 
 fn origins(config: &Config, limiter: &Arc<Limiter>) -> Result<Vec<Arc<dyn Origin>>, OpenError> {
     let open = |url: &url::Url| {
-        let paced = Paced::new(origin::Object::open(url)?, Arc::clone(limiter));
+        let paced = Paced::new(Arc::new(origin::Object::open(url)?), Arc::clone(limiter));
         Ok(Arc::new(paced) as Arc<dyn Origin>)
     };
     config.fetch.origins.iter().map(open).collect()

@@ -12,8 +12,8 @@ use tokio::{
 use super::{Node, NodeError, view};
 use crate::{
     api::{
-        Amount, Exported, Freed, ModelDetail, ModelInfo, OriginSynced, PublishPhase, PublishProgress, PublishRequest,
-        Published, PullProgress, Pulled, Verified,
+        Amount, Exported, Freed, ModelDetail, ModelInfo, OriginSynced, PublishPhase, PublishProgress,
+        PublishRequest, Published, PullProgress, Pulled, Verified,
     },
     config::Config,
     origin,

@@ -168,9 +168,9 @@ impl Origin for Object {
     }
 
     fn manifest(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>> {
-        Box::pin(async move {
-            self.read(&manifest_path(model), Size::AtMost(MANIFEST_SIZE_MAX as u64)).await
-        })
+        Box::pin(
+            async move { self.read(&manifest_path(model), Size::AtMost(MANIFEST_SIZE_MAX as u64)).await },
+        )
     }
 }
 

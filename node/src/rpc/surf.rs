@@ -19,7 +19,8 @@ use super::{
 use crate::{
     api::{
         CheckRequest, Checked, ExportRequest, Freed, Limits, LimitsRequest, ModelDetail, ModelInfo,
-        ModelRequest, OriginSyncRequest, NameInfo, NameRequest, PeerView, PublishRequest, Status, VerifyRequest,
+        ModelRequest, NameInfo, NameRequest, OriginSyncRequest, PeerView, PublishRequest, Status,
+        VerifyRequest,
     },
     journal,
 };
@@ -85,13 +86,8 @@ pub(super) async fn export(State(app): State<App>, body: extract::Json<ExportReq
 }
 
 /// `POST /surf/v1/origin/sync`
-pub(super) async fn origin_sync(
-    State(app): State<App>,
-    body: extract::Json<OriginSyncRequest>,
-) -> Response {
-    lines::answer(
-        |progress| async move { app.node.origin_sync(&body.0.model, &body.0.url, progress).await },
-    )
+pub(super) async fn origin_sync(State(app): State<App>, body: extract::Json<OriginSyncRequest>) -> Response {
+    lines::answer(|progress| async move { app.node.origin_sync(&body.0.model, &body.0.url, progress).await })
 }
 
 /// `POST /surf/v1/verify`

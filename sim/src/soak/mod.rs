@@ -6,17 +6,15 @@
 
 mod node;
 
-use std::{
-    fmt, fs,
-    path::PathBuf,
-    process::Child,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{fmt, fs, path::PathBuf, time::Duration};
 
-use rand::{Rng, RngExt, SeedableRng, seq::IndexedRandom};
+use rand::{RngExt, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
+use tokio::{
+    process::Child,
+    time::{Instant, sleep},
+};
 
 use self::node::{Node, Use};
 use crate::bench::{Failed, write_noise};
@@ -80,12 +78,14 @@ pub struct Phase {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        writeln!(f, "| phase | operations | failed | wrong texts | live MiB | anonymous MiB | files | threads |")?;
+        writeln!(
+            f,
+            "| phase | operations | failed | wrong texts | live MiB | anonymous MiB | files | threads |"
+        )?;
         writeln!(f, "|---|---|---|---|---|---|---|---|")?;
         for (number, phase) in self.phases.iter().enumerate() {
-            let each = |of: &dyn Fn(&Use) -> String| {
-                phase.nodes.iter().map(of).collect::<Vec<_>>().join(", ")
-            };
+            let each =
+                |of: &dyn Fn(&Use) -> String| phase.nodes.iter().map(of).collect::<Vec<_>>().join(", ");
             writeln!(
                 f,
                 "| {} | {} | {} | {} | {} | {} | {} | {} |",
@@ -106,14 +106,14 @@ impl fmt::Display for Report {
 }
 
 /// Runs it, and tells `said` at the end of each phase.
-pub fn run(options: &Options, said: impl Fn(&str)) -> Result<Report, Failed> {
+pub async fn run(options: &Options, said: impl Fn(&str)) -> Result<Report, Failed> {
     if options.phases < 3 {
         return Err(Failed("a soak has three phases at least: growth is told from the second on".to_owned()));
     }
-    let mut soak = Soak::start(options)?;
+    let mut soak = Soak::start(options).await?;
     let mut phases = Vec::new();
     for number in 1..=options.phases {
-        let phase = soak.phase(options.phase)?;
+        let phase = soak.phase(options.phase).await?;
         said(&format!("phase {number} of {}: {} operations", options.phases, phase.operations));
         phases.push(phase);
     }
@@ -137,12 +137,12 @@ struct Soak {
 }
 
 impl Soak {
-    fn start(options: &Options) -> Result<Self, Failed> {
+    async fn start(options: &Options) -> Result<Self, Failed> {
         let dir = tempfile::Builder::new().prefix("surf-soak-").tempdir_in(&options.dir)?;
         let mut nodes: Vec<Node> = Vec::new();
         for name in ["a", "b", "c"] {
             let bootstrap = nodes.first().map(|first| first.addr.clone());
-            nodes.push(Node::join(&options.program, &dir.path().join(name), bootstrap.as_deref())?);
+            nodes.push(Node::join(&options.program, &dir.path().join(name), bootstrap.as_deref()).await?);
         }
         let mut folders = Vec::new();
         for number in 0..FOLDERS {
@@ -159,27 +159,27 @@ impl Soak {
         Ok(Self { nodes, folders, dice, text: None, _dir: dir })
     }
 
-    fn phase(&mut self, lasts: Duration) -> Result<Phase, Failed> {
+    async fn phase(&mut self, lasts: Duration) -> Result<Phase, Failed> {
         let (end, mut phase) = (Instant::now() + lasts, Phase::default());
         while Instant::now() < end {
-            self.round(&mut phase)?;
+            self.round(&mut phase).await?;
         }
         for node in &mut self.nodes {
-            node.forget_everything()?;
+            node.forget_everything().await?;
         }
         for node in &self.nodes {
-            phase.nodes.push(node.at_rest(REST_MAX)?);
+            phase.nodes.push(node.at_rest(REST_MAX).await?);
         }
         Ok(phase)
     }
 
     /// One node publishes, the others pull and run; somebody gives up; something goes.
-    fn round(&mut self, phase: &mut Phase) -> Result<(), Failed> {
+    async fn round(&mut self, phase: &mut Phase) -> Result<(), Failed> {
         let publisher = self.dice.random_range(0..self.nodes.len());
         let folder = self.folders.choose(&mut self.dice).expect("there are some").clone();
         let folder = folder.to_string_lossy().into_owned();
         phase.operations += 1;
-        let published = self.nodes[publisher].done(&["publish", &folder])?;
+        let published = self.nodes[publisher].done(&["publish", &folder]).await?;
         let Some(model) = published["model"].as_str().map(str::to_owned) else {
             phase.failed += 1;
             return Ok(());
@@ -188,11 +188,11 @@ impl Soak {
         let pull = ["pull", &model];
         let generate = ["generate", &model, "-p", "Once upon a time", "--max-tokens", "24"];
         // Both at once; each is given up now and then.
-        let first = self.start_one(others[0], &pull)?;
-        let second = self.start_one(others[1], &generate)?;
+        let first = self.start_one(others[0], &pull).await?;
+        let second = self.start_one(others[1], &generate).await?;
         for (node, child, aborted) in [first, second] {
             phase.operations += 1;
-            let output = child.wait_with_output()?;
+            let output = child.wait_with_output().await?;
             if !aborted && !output.status.success() {
                 phase.failed += 1;
             }
@@ -200,15 +200,15 @@ impl Soak {
                 self.check(&String::from_utf8_lossy(&output.stdout), phase);
             }
         }
-        self.tidy_up(&model, phase)
+        self.tidy_up(&model, phase).await
     }
 
-    fn start_one(&mut self, node: usize, args: &[&str]) -> Result<(usize, Child, bool), Failed> {
+    async fn start_one(&mut self, node: usize, args: &[&str]) -> Result<(usize, Child, bool), Failed> {
         let mut child = self.nodes[node].start(args)?;
         let aborted = self.dice.random_ratio(1, 4);
         if aborted {
-            sleep(GIVES_UP_AFTER);
-            child.kill()?;
+            sleep(GIVES_UP_AFTER).await;
+            child.kill().await?;
         }
         Ok((node, child, aborted))
     }
@@ -222,7 +222,7 @@ impl Soak {
         }
     }
 
-    fn tidy_up(&mut self, model: &str, phase: &mut Phase) -> Result<(), Failed> {
+    async fn tidy_up(&mut self, model: &str, phase: &mut Phase) -> Result<(), Failed> {
         for node in 0..self.nodes.len() {
             let args: &[&str] = match self.dice.random_range(0..6) {
                 0 | 1 => &["rm", model],
@@ -233,7 +233,7 @@ impl Soak {
             };
             phase.operations += 1;
             // What is not here cannot be removed: that is no failure.
-            let output = self.nodes[node].start(args)?.wait_with_output()?;
+            let output = self.nodes[node].start(args)?.wait_with_output().await?;
             phase.failed += u64::from(!matches!(output.status.code(), Some(0 | 3)));
         }
         Ok(())

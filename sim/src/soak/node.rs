@@ -2,16 +2,19 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread::sleep,
-    time::{Duration, Instant},
+    process::Stdio,
+    time::Duration,
 };
 
 use serde::Serialize;
 use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
+};
 
 use crate::bench::{Failed, process};
 
@@ -23,6 +26,9 @@ const STILL_BYTES: u64 = 64 << 10;
 
 /// Bytes of metrics. Those of a node with a few peers are some thousands.
 const METRICS_SIZE_MAX: u64 = 1 << 20;
+
+/// How long metrics may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a node uses.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -47,7 +53,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn join(program: &Path, dir: &Path, bootstrap: Option<&str>) -> Result<Self, Failed> {
+    pub(super) async fn join(program: &Path, dir: &Path, bootstrap: Option<&str>) -> Result<Self, Failed> {
         let mut command = Command::new(program);
         command.args(["--json", "join", "--no-mdns", "--memory", "64MiB", "--cache-size", "256MiB"]);
         for listen in ["--listen", "--transfer", "--rpc"] {
@@ -58,10 +64,10 @@ impl Node {
             command.args(["--bootstrap", addr]);
         }
         let log = fs::File::create(dir.with_extension("log"))?;
-        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn()?;
+        let mut child = command.stdout(Stdio::piped()).stderr(log).kill_on_drop(true).spawn()?;
         let mut line = String::new();
         if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut line)?;
+            BufReader::new(stdout).read_line(&mut line).await?;
         }
         let ready: Value = serde_json::from_str(&line).map_err(|error| Failed::to("start a node", error))?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -77,67 +83,62 @@ impl Node {
     pub(super) fn start(&self, args: &[&str]) -> Result<Child, Failed> {
         let mut command = Command::new(&self.program);
         command.args(["--json", "--rpc", &self.rpc]).args(args);
-        Ok(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?)
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        Ok(command.kill_on_drop(true).spawn()?)
     }
 
     /// Runs a command; the last line of its output, or null if it failed.
-    pub(super) fn done(&self, args: &[&str]) -> Result<Value, Failed> {
-        let output = self.start(args)?.wait_with_output()?;
+    pub(super) async fn done(&self, args: &[&str]) -> Result<Value, Failed> {
+        let output = self.start(args)?.wait_with_output().await?;
         let text = String::from_utf8_lossy(&output.stdout);
         Ok(text.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default())
     }
 
     /// Removes every model.
-    pub(super) fn forget_everything(&mut self) -> Result<(), Failed> {
-        if let Value::Array(models) = self.done(&["models"])? {
+    pub(super) async fn forget_everything(&mut self) -> Result<(), Failed> {
+        if let Value::Array(models) = self.done(&["models"]).await? {
             for model in models.iter().filter_map(|model| model["model"].as_str()) {
-                self.done(&["rm", model])?;
+                self.done(&["rm", model]).await?;
             }
         }
-        self.done(&["gc"])?;
+        self.done(&["gc"]).await?;
         Ok(())
     }
 
     /// What it uses once it has come to rest, or after `patience`.
-    pub(super) fn at_rest(&self, patience: Duration) -> Result<Use, Failed> {
-        let (begun, mut since, mut before) = (Instant::now(), Instant::now(), self.live_bytes()?);
+    pub(super) async fn at_rest(&self, patience: Duration) -> Result<Use, Failed> {
+        let (begun, mut since, mut before) = (Instant::now(), Instant::now(), self.live_bytes().await?);
         while since.elapsed() < STILL && begun.elapsed() < patience {
-            sleep(Duration::from_millis(100));
-            let now = self.live_bytes()?;
+            sleep(Duration::from_millis(100)).await;
+            let now = self.live_bytes().await?;
             if STILL_BYTES < now.abs_diff(before) {
                 (since, before) = (Instant::now(), now);
             }
         }
-        let pid = self.child.id();
+        let pid = self.child.id().ok_or_else(|| Failed("a node has ended".to_owned()))?;
         let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).map_or(0, Iterator::count);
         Ok(Use {
-            live_bytes: self.live_bytes()?,
+            live_bytes: self.live_bytes().await?,
             anonymous_bytes: process::resident(pid),
             files: count("fd"),
             threads: count("task"),
         })
     }
 
-    fn live_bytes(&self) -> Result<u64, Failed> {
+    async fn live_bytes(&self) -> Result<u64, Failed> {
         let host = self.rpc.trim_start_matches("http://");
-        let mut stream = TcpStream::connect(host)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+        let mut stream = TcpStream::connect(host).await?;
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
-        stream.take(METRICS_SIZE_MAX).read_to_string(&mut answer)?;
+        let mut reading = stream.take(METRICS_SIZE_MAX);
+        let read = timeout(PATIENCE, reading.read_to_string(&mut answer)).await;
+        read.map_err(|_| Failed("the node's metrics do not come".to_owned()))??;
         let value = answer.lines().find_map(|line| line.strip_prefix("surf_memory_live_bytes "));
         let value = value.and_then(|value| value.trim().parse::<f64>().ok());
         value.map(|value| value as u64).ok_or_else(|| {
             Failed("the node does not tell its live bytes: that needs Linux with glibc".to_owned())
         })
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        drop(self.child.kill());
-        drop(self.child.wait());
     }
 }
 
