@@ -27,6 +27,13 @@ async fn with_origin(bootstrap: &[String], origin: &Url) -> TestNode {
     TestNode { node: Node::start(config).await.unwrap(), dir }
 }
 
+/// Waits until `node` knows a peer.
+async fn connected(node: &Node) {
+    while node.peers().await.is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
 async fn pull(node: &Node, model: &str) -> Result<Pulled, NodeError> {
     node.pull(model, mpsc::channel(1).0).await
 }
@@ -60,6 +67,7 @@ async fn peers_go_before_the_origin_and_the_origin_before_giving_up() {
     let url = folder_url(origin.path());
 
     let first = with_origin(seed.node.listen(), &url).await;
+    connected(&first.node).await;
     let pulled = pull(&first.node, &model).await.unwrap();
     assert!(pulled.sources.iter().all(|source| source.path == "local"), "{:?}", pulled.sources);
     drop(first);

@@ -1,12 +1,12 @@
 //! The handle through which the node asks for what it does not have.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use surf_protocol::{Chunk, Manifest, ModelId, NodeId, VerifiedRange, manifest::ChunkEntry};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{
@@ -76,24 +76,28 @@ impl Fetcher {
         Model::new(self.clone(), Arc::clone(&self.keeper), manifest)
     }
 
-    /// The manifest of `model`: from a peer, or from an origin if no peer has given it after a moment. `None`
+    /// The manifest of `model`: from a peer, or from an origin if no peer gives it within a moment. `None`
     /// if nobody who can be reached has it; an error if an origin could not tell.
     pub async fn manifest(&self, model: ModelId) -> Result<Option<Manifest>, SourceError> {
         if self.origins.is_empty() {
             return self.manifest_of_peers(model).await;
         }
-        let mut peers = pin!(self.manifest_of_peers(model));
-        let early = timeout(ORIGINS_AFTER, &mut peers).await;
-        if let Ok(Ok(Some(manifest))) = early {
-            return Ok(Some(manifest));
+        // A node that has just started has yet to meet the peers that spare the origin.
+        let deadline = Instant::now() + ORIGINS_AFTER;
+        let mut peers = Box::pin(self.manifest_of_peers(model));
+        while Instant::now() < deadline {
+            if let Ok(answer) = timeout_at(deadline, &mut peers).await {
+                if let Some(manifest) = answer? {
+                    return Ok(Some(manifest));
+                }
+                peers = Box::pin(self.manifest_of_peers(model));
+                sleep(ORIGINS_AFTER / 10).await;
+            }
         }
-        let from_origin = self.manifest_of_origins(model).await;
-        match (from_origin, early) {
-            (Ok(Some(manifest)), _) => Ok(Some(manifest)),
-            (Ok(None), Ok(from_peers)) => from_peers,
-            (Ok(None), Err(_)) => peers.await,
-            (Err(error), Ok(_)) => Err(error),
-            (Err(error), Err(_)) => peers.await?.map_or(Err(error), |manifest| Ok(Some(manifest))),
+        match self.manifest_of_origins(model).await {
+            Ok(Some(manifest)) => Ok(Some(manifest)),
+            Ok(None) => peers.await,
+            Err(error) => peers.await?.map_or(Err(error), |manifest| Ok(Some(manifest))),
         }
     }
 

@@ -189,7 +189,7 @@ impl Node {
                 Ok(None) => None,
                 Err(error) => Some(error),
             };
-            // An origin has answered, so nothing more is to come but peers that have just been published to.
+            // Once an origin has answered, waiting for first peers is over.
             let started = if failure.is_some() { began } else { self.parts.started + PATIENCE_AT_START };
             if began.max(started) + PATIENCE < Instant::now() {
                 return Err(NodeError::no_manifest(id, failure.as_ref()));
