@@ -36,7 +36,7 @@ use surf_protocol::{
 
 pub use error::{CutError, HeaderFault, IndexFault, TensorFault};
 pub use header::header;
-pub use list::{Listed, list};
+pub use list::{Listed, PARTIAL_PREFIX, list};
 
 use groups::Grouping;
 use header::{Format, Header};

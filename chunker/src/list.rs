@@ -21,6 +21,9 @@ pub(crate) const ENTRIES_MAX: usize = 1 << 20;
 /// Folders that tools keep their own state in: a copy of everything, or of what was downloaded when.
 const SKIPPED: [&str; 2] = [".git", ".cache"];
 
+/// How files begin that a node is writing, or was when it was killed: they are not the user's.
+pub const PARTIAL_PREFIX: &str = ".surf-export-";
+
 /// One file to publish.
 #[derive(Clone, Debug)]
 pub struct Listed {
@@ -46,7 +49,7 @@ pub(crate) struct Stamp {
 
 /// The files under `path`, sorted by path; or `path` alone, if it is a file.
 ///
-/// `.git` and `.cache` folders are left out; other hidden files are not. The path itself may be a link.
+/// `.git` and `.cache` folders and what nodes were writing are left out; other hidden files are not. The path itself may be a link.
 pub fn list(path: &Path, options: &Options) -> Result<Vec<Listed>, CutError> {
     let failed = |source| CutError::Io { path: path.to_owned(), source };
     let root = fs::canonicalize(path).map_err(failed)?;
@@ -96,7 +99,11 @@ impl Walk<'_> {
                 real = self.follow(&real, &seen)?;
                 metadata = fs::symlink_metadata(&real).map_err(failed)?;
             }
-            if metadata.is_dir() && SKIPPED.iter().any(|skipped| name == *skipped) {
+            let skipped = match metadata.is_dir() {
+                true => SKIPPED.iter().any(|skipped| name == *skipped),
+                false => name.as_encoded_bytes().starts_with(PARTIAL_PREFIX.as_bytes()),
+            };
+            if skipped {
                 continue;
             }
             let path = plain_path(path, &name, &seen)?;

@@ -19,6 +19,7 @@ fn odd_files_are_published_as_they_are() {
         ("one-two", b"sorts between"),
         (".git/config", b"not this"),
         (".cache/huggingface/x", b"nor this"),
+        (".surf-export-abc123", b"nor this, which a node was writing"),
         ("sub/.git/config", b"nor this"),
         ("unread.bin", &noise("unread", plan::MAX as usize + 5)),
     ]);

@@ -33,12 +33,16 @@ pub enum PublishPhase {
 
 /// What to publish.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PublishRequest {
     /// The folder or file, as an absolute path on the node's machine.
     pub path: String,
     /// A name for it on this node.
     #[serde(default)]
     pub name: Option<String>,
+    /// Whether the name may be taken from another model.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
     /// Whether to copy the bytes into the store, rather than to read them where they are.
     #[serde(default)]
     pub copy: bool,
@@ -75,6 +79,9 @@ pub struct Published {
     pub bytes: u64,
     /// Bytes of `new_chunks`.
     pub new_bytes: u64,
+    /// What the publisher should know: that the model cannot be run, and why. Each one sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<String>,
     /// What quantising came to, if the model was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantized: Option<Quantized>,

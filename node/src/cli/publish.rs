@@ -18,6 +18,9 @@ pub(crate) struct Publish {
     /// Name for the model on this node
     #[arg(long)]
     name: Option<String>,
+    /// Let the name move, if it means another model
+    #[arg(long, requires = "name")]
+    force: bool,
     /// Copy the bytes into the node's store, rather than read them where they are
     #[arg(long)]
     copy: bool,
@@ -37,6 +40,7 @@ impl Publish {
         let request = PublishRequest {
             path: absolute(&self.path)?,
             name: self.name,
+            force: self.force,
             copy: self.copy,
             follow_links: self.follow_links,
             quantize: self.quantize,
@@ -52,8 +56,10 @@ impl Publish {
             progress.bytes(amount.bytes, amount.total, "");
             Ok(())
         };
-        let published = context.client()?.work(&["surf", "v1", "publish"], &request, on_progress).await?;
+        let published: Published =
+            context.client()?.work(&["surf", "v1", "publish"], &request, on_progress).await?;
         drop(progress);
+        published.notices.iter().for_each(|notice| context.output.note(notice));
         context.output.result(&published, words)
     }
 }

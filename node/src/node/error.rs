@@ -21,6 +21,9 @@ pub enum NodeError {
     /// The request asks for something impossible.
     #[error("{0}")]
     Invalid(String),
+    /// The name means another model, and nobody said that it may move.
+    #[error("{0}")]
+    NameTaken(String),
     /// Too much is going on. Ask again later.
     #[error("{0}")]
     Busy(String),
@@ -30,6 +33,10 @@ pub enum NodeError {
 }
 
 impl NodeError {
+    pub(super) fn not_here(model: ModelId) -> Self {
+        Self::NotFound(format!("the model {model} is not on this node"))
+    }
+
     /// No peer has the model, and no origin, or they could not tell because of `failure`.
     pub(super) fn no_manifest(model: ModelId, failure: Option<&SourceError>) -> Self {
         match failure {
@@ -70,7 +77,9 @@ impl From<ExportError> for NodeError {
     fn from(error: ExportError) -> Self {
         match error {
             ExportError::Source(error) => error.into(),
-            ExportError::InTheWay(_) => Self::Invalid(error.to_string()),
+            ExportError::InTheWay(_) | ExportError::Link(_) | ExportError::Name { .. } => {
+                Self::Invalid(error.to_string())
+            }
             _ => Self::Failed(error.to_string()),
         }
     }
@@ -89,7 +98,10 @@ impl From<SyncError> for NodeError {
 impl From<PublishError> for NodeError {
     fn from(error: PublishError) -> Self {
         match error {
-            PublishError::Path { .. } | PublishError::Cut(_) => Self::Invalid(error.to_string()),
+            PublishError::Path { .. } | PublishError::Secret { .. } | PublishError::Cut(_) => {
+                Self::Invalid(error.to_string())
+            }
+            PublishError::NameTaken { .. } => Self::NameTaken(error.to_string()),
             _ => Self::Failed(error.to_string()),
         }
     }

@@ -1,20 +1,32 @@
 //! The files of a model, written byte for byte.
 //!
 //! A file appears under its name only when it is whole and its SHA-256 is what the manifest says. A
-//! file that is there already is left alone if it is the same, and otherwise an error.
+//! file that is there already is left alone if it is the same, and otherwise an error. That, names that
+//! would do harm, and the room on the disk are looked at before anything is written.
+//!
+//! - `names`: which names would do harm.
+//! - `target`: folders and files below the one that the user named, without following links.
+
+mod names;
+mod target;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    fs::{self, File},
-    io::{self, Read, Write},
+    collections::HashSet,
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use futures::{StreamExt, stream};
 use sha2::{Digest, Sha256};
-use surf_protocol::{Chunk, FileEntry, Manifest};
+use surf_protocol::{FileEntry, Manifest};
 use tokio::task::spawn_blocking;
 
+pub(super) use self::names::harm;
+use self::target::{Folder, Partial};
 use crate::{
     api::{Amount, Exported},
     source::{ModelSource, SourceError, Urgency},
@@ -30,7 +42,7 @@ const READ_SIZE: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// A file could not be written or read.
-    #[error("{path}: {cause}")]
+    #[error("{path:?}: {cause}")]
     File {
         /// The file.
         path: PathBuf,
@@ -38,10 +50,31 @@ pub enum ExportError {
         cause: io::Error,
     },
     /// Another file is in the way.
-    #[error("{0} is there already and is not the model's; move it away or choose another folder")]
+    #[error("{0:?} is there already and is not the model's; move it away or choose another folder")]
     InTheWay(PathBuf),
+    /// A link is in the way.
+    #[error("{0:?} is a link, and export follows none; remove it or choose another folder")]
+    Link(PathBuf),
+    /// A file would do harm by its name.
+    #[error("the model has a file {path:?}, which is not written here: {why}")]
+    Name {
+        /// The file's path in the model.
+        path: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The disk is too small.
+    #[error("{dir:?} has room for {room} bytes, and {needed} are to be written")]
+    NoRoom {
+        /// The folder.
+        dir: PathBuf,
+        /// Bytes to be written.
+        needed: u64,
+        /// Bytes that are free.
+        room: u64,
+    },
     /// The chunks are right and the file is not: the manifest was made wrong.
-    #[error("{0} does not have the SHA-256 that the manifest says; the model was published wrong")]
+    #[error("{0:?} does not have the SHA-256 that the manifest says; the model was published wrong")]
     Hash(PathBuf),
     /// A chunk could not be had.
     #[error(transparent)]
@@ -54,44 +87,102 @@ pub enum ExportError {
 /// Writes every file of `manifest` into `dir`, with chunks from `model`.
 pub async fn export(
     model: &dyn ModelSource,
-    manifest: &Manifest,
+    manifest: &Arc<Manifest>,
     dir: &Path,
     progress: impl Fn(Amount),
 ) -> Result<Exported, ExportError> {
-    let total = manifest.files().iter().map(|file| file.size).sum();
-    let mut done = 0;
-    for file in manifest.files() {
-        let path = dir.join(&file.path);
-        if !is_there(&path, file).await? {
-            write(model, file, &path, |bytes| progress(Amount { bytes: done + bytes, total })).await?;
-        }
+    let files = manifest.files();
+    let total = files.iter().map(|file| file.size).sum();
+    let missing = blocking({
+        let (manifest, dir) = (Arc::clone(manifest), dir.to_owned());
+        move || missing(&manifest, &dir)
+    })
+    .await?;
+    let root = blocking({
+        let dir = dir.to_owned();
+        move || Folder::make(&dir)
+    })
+    .await?;
+    let mut done = total - missing.iter().map(|&at| files[at].size).sum::<u64>();
+    progress(Amount { bytes: done, total });
+    let mut swept = HashSet::new();
+    for at in missing {
+        let file = &files[at];
+        let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let sweep = swept.insert(folder);
+        write(model, file, (&root, sweep), |bytes| progress(Amount { bytes: done + bytes, total })).await?;
         done += file.size;
         progress(Amount { bytes: done, total });
     }
-    Ok(Exported { model: manifest.id().to_string(), files: manifest.files().len(), bytes: total })
+    Ok(Exported { model: manifest.id().to_string(), files: files.len(), bytes: total })
 }
 
-/// Whether `file` is at `path` already.
-async fn is_there(path: &Path, file: &FileEntry) -> Result<bool, ExportError> {
-    let (path, size, sha256) = (path.to_owned(), file.size, file.sha256);
-    blocking(move || {
-        let failed = |cause| ExportError::File { path: path.clone(), cause };
-        let mut there = match File::open(&path) {
-            Ok(there) => there,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(failed(error)),
+/// The positions of files that are not in `dir`, if they can all be written there.
+fn missing(manifest: &Manifest, dir: &Path) -> Result<Vec<usize>, ExportError> {
+    let root = Folder::open(dir)?;
+    let existing = dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(dir);
+    let nearest = match &root {
+        Some(root) => Some(root.clone()),
+        None => Folder::open(existing)?,
+    };
+    let windows = nearest.is_some_and(|folder| folder.is_of_windows());
+    let mut missing = Vec::new();
+    for (at, file) in manifest.files().iter().enumerate() {
+        if let Some(why) = harm(&file.path, windows) {
+            return Err(ExportError::Name { path: file.path.clone(), why });
+        }
+        let is_there = match &root {
+            Some(root) => is_there(root, file)?,
+            None => false,
         };
-        let metadata = there.metadata().map_err(failed)?;
-        if !metadata.is_file() || metadata.len() != size {
-            return Err(ExportError::InTheWay(path));
+        if !is_there {
+            missing.push(at);
         }
-        if sha256_of(&mut there).map_err(failed)? == sha256 {
-            Ok(true)
-        } else {
-            Err(ExportError::InTheWay(path))
+    }
+    let needed = missing.iter().map(|&at| manifest.files()[at].size).fold(0, u64::saturating_add);
+    check_room(dir, existing, needed)?;
+    Ok(missing)
+}
+
+/// Fails if `needed` bytes do not fit on the disk of `existing`, above or at `dir`.
+fn check_room(dir: &Path, existing: &Path, needed: u64) -> Result<(), ExportError> {
+    let room = rustix::fs::statvfs(existing).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    match room {
+        Ok(room) if room < needed => Err(ExportError::NoRoom { dir: dir.to_owned(), needed, room }),
+        // If the system does not tell, writing will.
+        _ => Ok(()),
+    }
+}
+
+/// Whether `file` is in its place below `root` already.
+fn is_there(root: &Folder, file: &FileEntry) -> Result<bool, ExportError> {
+    let mut folder = root.clone();
+    let (folders, name) = split(&file.path);
+    for name in folders {
+        match folder.enter(name)? {
+            Some(inner) => folder = inner,
+            None => return Ok(false),
         }
-    })
-    .await
+    }
+    let Some(mut there) = folder.file(name)? else { return Ok(false) };
+    let path = folder.path().join(name);
+    let failed = |cause| ExportError::File { path: path.clone(), cause };
+    let size = there.metadata().map_err(failed)?.len();
+    if size == 0 && 0 < file.size {
+        // It holds nothing that could be lost.
+        return Ok(false);
+    }
+    if size == file.size && sha256_of(&mut there).map_err(failed)? == file.sha256 {
+        Ok(true)
+    } else {
+        Err(ExportError::InTheWay(path))
+    }
+}
+
+/// The folders of a path, and the name in the last.
+fn split(path: &str) -> (impl Iterator<Item = &str>, &str) {
+    let (folders, name) = path.rsplit_once('/').unwrap_or(("", path));
+    (folders.split('/').filter(|folder| !folder.is_empty()), name)
 }
 
 fn sha256_of(file: &mut File) -> io::Result<[u8; 32]> {
@@ -104,19 +195,16 @@ fn sha256_of(file: &mut File) -> io::Result<[u8; 32]> {
     }
 }
 
+/// Writes `file` to its place below `root`. `sweep`: whether to clear up there first.
 async fn write(
     model: &dyn ModelSource,
     file: &FileEntry,
-    path: &Path,
+    (root, sweep): (&Folder, bool),
     progress: impl Fn(u64),
 ) -> Result<(), ExportError> {
-    let mut partial = Some(
-        blocking({
-            let path = path.to_owned();
-            move || Partial::create(&path)
-        })
-        .await?,
-    );
+    let (root, path) = (root.clone(), file.path.clone());
+    let begin = move || begin(&root, &path, sweep);
+    let mut partial = Some((blocking(begin).await?, Sha256::new()));
     let mut chunks = stream::iter(file.chunks.clone())
         .map(|chunk| model.chunk(chunk, Urgency::Background))
         .buffered(AHEAD);
@@ -124,59 +212,32 @@ async fn write(
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
         written += chunk.bytes().len() as u64;
-        let mut mine = partial.take().expect("put back below");
-        partial = Some(blocking(move || mine.append(&chunk).map(|()| mine)).await?);
+        let (mut mine, mut hasher) = partial.take().expect("put back below");
+        let append = move || {
+            hasher.update(chunk.bytes());
+            mine.append(chunk.bytes()).map(|()| (mine, hasher))
+        };
+        partial = Some(blocking(append).await?);
         progress(written);
     }
-    let (partial, sha256) = (partial.expect("put back above"), file.sha256);
-    blocking(move || partial.finish(sha256)).await
+    let ((partial, hasher), sha256) = (partial.expect("put back above"), file.sha256);
+    blocking(move || match hasher.finalize()[..] == sha256 {
+        true => partial.finish(),
+        false => Err(ExportError::Hash(partial.path())),
+    })
+    .await
 }
 
-/// A file that is being written beside its place.
-struct Partial {
-    file: tempfile::NamedTempFile,
-    hasher: Sha256,
-    path: Arc<Path>,
-}
-
-impl Partial {
-    fn create(path: &Path) -> Result<Self, ExportError> {
-        let failed = |cause| ExportError::File { path: path.to_owned(), cause };
-        let dir = path.parent().expect("a file stands in a folder");
-        fs::create_dir_all(dir).map_err(failed)?;
-        let file = tempfile::Builder::new().prefix(".surf-export-").tempfile_in(dir).map_err(failed)?;
-        Ok(Self { file, hasher: Sha256::new(), path: Arc::from(path) })
+fn begin(root: &Folder, path: &str, sweep: bool) -> Result<Partial, ExportError> {
+    let (folders, name) = split(path);
+    let mut folder = root.clone();
+    for name in folders {
+        folder = folder.enter_or_make(name)?;
     }
-
-    fn append(&mut self, chunk: &Chunk) -> Result<(), ExportError> {
-        self.hasher.update(chunk.bytes());
-        let written = self.file.write_all(chunk.bytes());
-        written.map_err(|cause| ExportError::File { path: self.path.to_path_buf(), cause })
+    if sweep {
+        folder.sweep();
     }
-
-    fn finish(self, sha256: [u8; 32]) -> Result<(), ExportError> {
-        if self.hasher.finalize()[..] != sha256 {
-            return Err(ExportError::Hash(self.path.to_path_buf()));
-        }
-        let failed = |cause| ExportError::File { path: self.path.to_path_buf(), cause };
-        make_readable(self.file.as_file()).map_err(failed)?;
-        match self.file.persist_noclobber(&self.path) {
-            Ok(_) => Ok(()),
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(ExportError::InTheWay(self.path.to_path_buf()))
-            }
-            Err(error) => Err(failed(error.error)),
-        }
-    }
-}
-
-/// Temporary files are private; exported ones are as other programs make them.
-fn make_readable(file: &File) -> io::Result<()> {
-    #[cfg(unix)]
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-    #[cfg(not(unix))]
-    let _ = file;
-    Ok(())
+    Partial::create(folder, name)
 }
 
 async fn blocking<T: Send + 'static>(

@@ -11,9 +11,10 @@ use std::{
 };
 
 use surf_chunker::{CutError, Options, Sink};
-use surf_protocol::{Chunk, ChunkId, Manifest};
+use surf_protocol::{Chunk, ChunkId, Manifest, ModelId};
 use tokio::{runtime, task::spawn_blocking};
 
+use super::export;
 use crate::{
     api::{Amount, PublishRequest, Published},
     store::{Store, StoreError},
@@ -29,6 +30,24 @@ pub enum PublishError {
         path: PathBuf,
         /// What is wrong with it.
         cause: io::Error,
+    },
+    /// It would share what belongs to nodes alone.
+    #[error("{path:?} {what}; publish a folder without it")]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The name means another model.
+    #[error("the name {name:?} means {before}; use force to move it to {after}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// What it means.
+        before: ModelId,
+        /// What it would mean.
+        after: ModelId,
     },
     /// What is in the folder cannot be published.
     #[error(transparent)]
@@ -66,6 +85,7 @@ pub async fn folder(
     let (manifest, places, copied) =
         spawn_blocking(move || cutting.cut(&path, &options)).await.map_err(|_| PublishError::Stopped)??;
     let manifest = Arc::new(manifest);
+    name_is_free(store, request, manifest.id())?;
     store.put_manifest(&manifest).await?;
     let (new_chunks, new_bytes) = if request.copy {
         copied
@@ -86,9 +106,34 @@ pub async fn folder(
         new_chunks,
         bytes: manifest.files().iter().map(|file| file.size).sum(),
         new_bytes,
+        notices: notices(&manifest, &request.path),
         quantized: None,
     };
     Ok((manifest, published))
+}
+
+/// Fails if the name that `request` gives means another model than `after` and may not be moved.
+fn name_is_free(store: &Store, request: &PublishRequest, after: ModelId) -> Result<(), PublishError> {
+    let Some(name) = request.name.as_ref().filter(|_| !request.force) else { return Ok(()) };
+    match store.named(name) {
+        Some(before) if before != after => Err(PublishError::NameTaken { name: name.clone(), before, after }),
+        _ => Ok(()),
+    }
+}
+
+/// What the publisher should know.
+fn notices(manifest: &Manifest, path: &str) -> Vec<String> {
+    let files = manifest.files();
+    let empty = match files.len() {
+        0 => Some(format!("{path:?} holds no files, so there is nothing in the model")),
+        _ if files.iter().all(|file| file.size == 0) => {
+            Some(format!("all files of {path:?} are empty, so there is nothing in the model"))
+        }
+        _ => None,
+    };
+    let harmful = files.iter().find_map(|file| Some((&file.path, export::harm(&file.path, false)?)));
+    let harmful = harmful.map(|(path, why)| format!("nobody can export {path:?}: {why}"));
+    empty.into_iter().chain(harmful).collect()
 }
 
 /// One cutting, as a sink of its chunks.

@@ -34,6 +34,7 @@ mod open;
 mod record;
 mod space;
 mod upkeep;
+mod writable;
 
 #[cfg(test)]
 mod tests;
@@ -220,6 +221,11 @@ impl Store {
     pub async fn set_alias(&self, name: &str, model: ModelId) -> Result<(), StoreError> {
         let name = name.to_owned();
         self.blocking(move |disk| disk.set_alias(&name, model)).await?
+    }
+
+    /// The model that is called `name`, if one is.
+    pub fn named(&self, name: &str) -> Option<ModelId> {
+        self.disk.catalogue().aliases.get(name).copied()
     }
 
     /// The model that `text` means: an id, here or not; a name; or at least eight first digits of the

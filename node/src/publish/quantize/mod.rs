@@ -44,7 +44,7 @@ use plan::Plan;
 use write::Writer;
 
 /// The folder for what is being written, in the node's data folder.
-const FOLDER: &str = "quantizing";
+pub(super) const FOLDER: &str = "quantizing";
 
 /// Why a quantised model could not be published.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +120,7 @@ pub async fn quantized(
     let request_after = PublishRequest {
         path: after.to_string_lossy().into_owned(),
         name: request.name.clone(),
+        force: request.force,
         copy: true,
         follow_links: true,
         ..PublishRequest::default()
