@@ -52,7 +52,8 @@ async fn server_with(token: Option<&str>, more: Router) -> Server {
         )
         .merge(more);
     let (addr, stop) = (listener.addr(), CancellationToken::new());
-    let router = wrap(router, listener.guard, Metrics::default());
+    let watch = Watch { metrics: Metrics::default(), stop: stop.clone() };
+    let router = wrap(router, listener.guard, watch);
     let ended = tokio::spawn(connections::run(listener.tcp, router, stop.clone()));
     Server { addr, stop, ended }
 }
@@ -129,8 +130,8 @@ async fn only_loopback_needs_no_token() {
     assert_eq!(error.to_string(), expected);
 }
 
-/// A route that never ends its answer, and tells when nobody waits for it any more.
-fn endless(dropped: mpsc::Sender<&'static str>) -> Router {
+/// Routes that never end their answers, and tell when nobody waits for them any more; and `routes`.
+fn endless(dropped: mpsc::Sender<&'static str>, routes: Router<mpsc::Sender<&'static str>>) -> Router {
     struct Tell(mpsc::Sender<&'static str>, &'static str);
     impl Drop for Tell {
         fn drop(&mut self) {
@@ -150,13 +151,13 @@ fn endless(dropped: mpsc::Sender<&'static str>) -> Router {
         let _tell = Tell(dropped, "silence");
         std::future::pending().await
     }
-    Router::new().route("/stream", get(stream)).route("/silence", get(silence)).with_state(dropped)
+    routes.route("/stream", get(stream)).route("/silence", get(silence)).with_state(dropped)
 }
 
 #[tokio::test]
 async fn what_a_client_asked_for_ends_when_it_goes_away() {
     let (dropped, mut ended) = mpsc::channel(2);
-    let server = server_with(None, endless(dropped)).await;
+    let server = server_with(None, endless(dropped, Router::new())).await;
     for route in ["stream", "silence"] {
         let mut stream = TcpStream::connect(server.addr).await.unwrap();
         let request = format!("GET /{route} HTTP/1.1\r\nhost: {}\r\n\r\n", server.addr);
@@ -176,7 +177,7 @@ async fn what_a_client_asked_for_ends_when_it_goes_away() {
 #[tokio::test]
 async fn stopping_waits_for_nobody_for_long() {
     let (dropped, _ended) = mpsc::channel(2);
-    let mut server = server_with(None, endless(dropped)).await;
+    let mut server = server_with(None, endless(dropped, Router::new())).await;
     let mut stuck = TcpStream::connect(server.addr).await.unwrap();
     stuck.write_all(b"GET /silence HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     let _idle = TcpStream::connect(server.addr).await.unwrap();
@@ -184,4 +185,73 @@ async fn stopping_waits_for_nobody_for_long() {
     server.stop.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(10), &mut server.ended).await;
     ended.unwrap().unwrap();
+}
+
+/// Asks `request`, then a byte each tenth of a second, and gives what is answered once the server closes.
+async fn drip(server: &Server, request: &str, byte: &[u8]) -> String {
+    let stream = TcpStream::connect(server.addr).await.unwrap();
+    let (mut reading, mut writing) = stream.into_split();
+    writing.write_all(request.replace("HOST", &server.addr.to_string()).as_bytes()).await.unwrap();
+    let dripping = async {
+        while writing.write_all(byte).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        std::future::pending::<()>().await
+    };
+    let mut answer = Vec::new();
+    tokio::select! {
+        // A connection that is closed while bytes come in may be reset.
+        _ = reading.read_to_end(&mut answer) => {}
+        () = dripping => {}
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn clients_that_drip_or_take_nothing_are_cut_off() {
+    let (dropped, mut ended) = mpsc::channel(2);
+    let flood = Router::new().route(
+        "/flood",
+        get(|State(dropped): State<mpsc::Sender<&'static str>>| async move {
+            struct Tell(mpsc::Sender<&'static str>);
+            impl Drop for Tell {
+                fn drop(&mut self) {
+                    let _ = self.0.try_send("flood");
+                }
+            }
+            let piece = axum::body::Bytes::from(vec![b'x'; 64 << 10]);
+            Body::from_stream(futures::stream::unfold((Tell(dropped), piece), async |(tell, piece)| {
+                Some((Ok::<_, std::convert::Infallible>(piece.clone()), (tell, piece)))
+            }))
+        }),
+    );
+    let server = server_with(None, endless(dropped, flood)).await;
+    let head = "GET /ping HTTP/1.1\r\nhost: HOST\r\nx-slow: ";
+    let body = "POST /echo HTTP/1.1\r\nhost: HOST\r\ncontent-length: 100000\r\n\r\n";
+    let unread = async {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        let request = format!("GET /flood HTTP/1.1\r\nhost: {}\r\n\r\n", server.addr);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let told = ended.recv().await;
+        drop(stream);
+        told
+    };
+    let all = async { tokio::join!(drip(&server, head, b"x"), drip(&server, body, b" "), unread) };
+    let (head, body, unread) = tokio::time::timeout(Duration::from_secs(120), all).await.unwrap();
+    assert!(!head.contains("pong"), "{head}");
+    assert!(body.starts_with("HTTP/1.1 408"), "{body}");
+    assert_eq!(unread, Some("flood"));
+}
+
+#[tokio::test]
+async fn a_stop_answers_what_cannot_be_done_any_more() {
+    let (dropped, _ended) = mpsc::channel(2);
+    let server = server_with(None, endless(dropped, Router::new())).await;
+    let asking = ask(&server, "GET /silence HTTP/1.1\r\nhost: HOST", "");
+    let stopping = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        server.stop.cancel();
+    };
+    let ((status, body), ()) = tokio::join!(asking, stopping);
+    assert_eq!((status, &body["error"]["code"]), (503, &"stopping".into()));
 }
