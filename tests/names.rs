@@ -186,7 +186,8 @@ async fn a_name_is_understood_elsewhere_and_old_or_forged_records_change_nothing
     let pulled = c.node.pull(&name, mpsc::channel(1).0).await.unwrap();
     assert_eq!(pulled.model, one);
     c.node.pin(&name).await.unwrap();
-    assert_eq!(b.node.model(&name).await.unwrap().info.model, one);
+    assert_eq!(b.node.pull(&name, mpsc::channel(1).0).await.unwrap().model, one);
+    assert_eq!(b.node.model(&name).await.unwrap().info.model, one, "known without asking");
 
     let full: FullName = name.parse().unwrap();
     let mut enemy = malicious();

@@ -174,6 +174,12 @@ pub struct ModelInfo {
     pub pinned: bool,
     /// Whether all of it is here.
     pub complete: bool,
+    /// Whether this node can run it, as far as its small files tell.
+    #[serde(default)]
+    pub runs: bool,
+    /// Why not, if it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
 }
 
 /// A model, and what it is made of.
@@ -398,6 +404,7 @@ pub struct Checked {
 
 /// Which model, for what needs no more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ModelRequest {
     /// A model id, a prefix of one, an alias, or a signed name.
     pub model: String,
@@ -405,6 +412,7 @@ pub struct ModelRequest {
 
 /// Which name to publish, and for which model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NameRequest {
     /// The name.
     pub name: String,
@@ -425,10 +433,36 @@ pub struct NameInfo {
     pub sequence: u64,
     /// Until when the record is good, in seconds since 1970. Publishers renew it before.
     pub expires: u64,
+    /// The model that the name meant before, if it was set just now and meant another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_from: Option<String>,
 }
+
+/// Which name to look up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LookUpRequest {
+    /// `PEER/NAME`.
+    pub name: String,
+}
+
+/// How a part of the node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Which part.
+    pub part: &'static str,
+    /// That it is well, or why it is not.
+    pub state: Result<String, String>,
+}
+
+/// Nothing can be said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoRequest {}
 
 /// What to export.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExportRequest {
     /// A model id, a prefix of one, an alias, or a signed name.
     pub model: String,
@@ -438,6 +472,7 @@ pub struct ExportRequest {
 
 /// What to verify.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct VerifyRequest {
     /// A model, or everything.
     #[serde(default)]
@@ -449,6 +484,7 @@ pub struct VerifyRequest {
 
 /// How a check is made; the body of the request is the safetensors file of recorded outputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CheckRequest {
     /// A model id, a prefix of one, an alias, or a signed name.
     pub model: String,

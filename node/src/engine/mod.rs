@@ -350,6 +350,13 @@ impl Engine {
     }
 }
 
+/// Fails if the model that `files` describe, which need only hold its configuration, cannot run. What has not been
+/// read yet may still be wrong.
+pub fn can_run(files: &Files, manifest: &Manifest) -> Result<(), EngineError> {
+    runnable(manifest)?;
+    if is_whole(files) { Ok(()) } else { arch::read(files, manifest).map(drop) }
+}
+
 /// Whether this build can compute as `config` says, on this machine.
 pub fn usable(config: &config::Engine) -> Result<(), EngineError> {
     Compute::of(config).map(drop)

@@ -5,8 +5,10 @@
 //! - `inference`: one model at a time, ready to run.
 //! - `names`: signed names, and what a model that is written somewhere means.
 //! - `view`: what the node says of itself.
+//! - `health`: whether it can serve, and which models can run.
 
 mod error;
+mod health;
 mod inference;
 mod models;
 mod names;
@@ -70,6 +72,8 @@ struct Running {
     loaded: inference::Slot,
     /// What is being pulled, by a number of its own.
     pulls: Mutex<BTreeMap<u64, TransferStatus>>,
+    /// Which models can run.
+    verdicts: health::Verdicts,
     /// What is being fetched.
     wanted: Arc<announcer::Wanted>,
     announcing: JoinHandle<()>,
@@ -198,6 +202,7 @@ impl Node {
                 journal,
                 loaded: inference::Slot::default(),
                 pulls: Mutex::default(),
+                verdicts: health::Verdicts::default(),
                 wanted,
                 announcing,
                 naming,

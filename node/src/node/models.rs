@@ -1,11 +1,17 @@
 //! What can be done with models: publish, pull, export and the rest.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
+use surf_chunker::Options;
 use surf_protocol::{ChunkId, Manifest, ModelId, name::check_name};
 use tokio::{
     sync::mpsc,
+    task::spawn_blocking,
     time::{Instant, sleep},
 };
 
@@ -46,6 +52,7 @@ impl Node {
         if let Some(name) = &request.name {
             check_name(name).map_err(|error| NodeError::Invalid(error.to_string()))?;
         }
+        self.no_secrets(&request).await?;
         let (store, tell) = (&self.parts.store, move |now| tell(&progress, now));
         let (_, published) = if request.quantize.is_some() {
             let Config { data_dir, engine, .. } = &self.parts.config;
@@ -56,6 +63,19 @@ impl Node {
             publish::folder(store, &request, tell).await?
         };
         Ok(published)
+    }
+
+    /// Fails if publishing would share what belongs to nodes alone.
+    async fn no_secrets(&self, request: &PublishRequest) -> Result<(), NodeError> {
+        let secrets = self.secrets();
+        let (path, options) = (PathBuf::from(&request.path), Options { follow_links: request.follow_links });
+        let looking = spawn_blocking(move || secrets.check(&path, &options));
+        Ok(looking.await.map_err(|_| publish::PublishError::Stopped)??)
+    }
+
+    fn secrets(&self) -> publish::Secrets {
+        let Config { data_dir, store, rpc, .. } = &self.parts.config;
+        publish::Secrets::new(data_dir, &store.dir, rpc.token.as_deref())
     }
 
     /// Fetches everything of a model that is not here.
@@ -89,6 +109,11 @@ impl Node {
         dir: &Path,
         progress: mpsc::Sender<Amount>,
     ) -> Result<Exported, NodeError> {
+        let (secrets, to) = (self.secrets(), dir.to_owned());
+        if spawn_blocking(move || secrets.owns(&to)).await.unwrap_or(true) {
+            let why = "belongs to the node alone; choose another folder";
+            return Err(NodeError::Invalid(format!("{dir:?} {why}")));
+        }
         let manifest = self.manifest(model).await?;
         let source = self.parts.fetcher.model(Arc::clone(&manifest));
         let tell = |amount| tell(&progress, amount);
@@ -114,16 +139,24 @@ impl Node {
     }
 
     /// Every model whose manifest is here.
-    pub fn models(&self) -> Vec<ModelInfo> {
-        self.parts.store.models().into_iter().map(view::model).collect()
+    pub async fn models(&self) -> Vec<ModelInfo> {
+        let mut models = Vec::new();
+        for summary in self.parts.store.models() {
+            let verdict = self.verdict(summary.id).await;
+            models.push(view::model(summary, verdict));
+        }
+        models
     }
 
-    /// One model, with its files and groups.
+    /// A model whose manifest is here, with its files and groups. Asks nobody.
     pub async fn model(&self, model: &str) -> Result<ModelDetail, NodeError> {
-        let manifest = self.manifest(model).await?;
-        let summary = self.parts.store.models().into_iter().find(|summary| summary.id == manifest.id());
-        let info = summary.map(view::model).ok_or_else(|| NodeError::no_manifest(manifest.id(), None))?;
-        let have = self.parts.store.have(manifest.id()).await?;
+        let id = self.resolve_here(model)?;
+        let summary = self.parts.store.models().into_iter().find(|summary| summary.id == id);
+        let (Some(summary), Some(manifest)) = (summary, self.parts.store.manifest_of(id)) else {
+            return Err(NodeError::not_here(id));
+        };
+        let info = view::model(summary, self.verdict(id).await);
+        let have = self.parts.store.have(id).await?;
         Ok(view::detail(info, &manifest, have.as_ref()))
     }
 
@@ -203,7 +236,7 @@ impl Node {
         let id = self.resolve(model).await?;
         match self.parts.store.manifest_of(id) {
             Some(_) => Ok(id),
-            None => Err(NodeError::NotFound(format!("the model {id} is not on this node"))),
+            None => Err(NodeError::not_here(id)),
         }
     }
 

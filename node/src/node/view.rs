@@ -137,16 +137,6 @@ impl Node {
         peers.into_iter().map(view).collect()
     }
 
-    /// Whether the node can serve; if not, why not.
-    pub async fn ready(&self) -> Result<(), String> {
-        let joins = !self.parts.config.swarm.bootstrap.is_empty();
-        match () {
-            () if self.parts.announcing.is_finished() => Err("the control plane has stopped".to_owned()),
-            () if joins && self.parts.swarm.connected() == 0 => Err("no peer has been met yet".to_owned()),
-            () => Ok(()),
-        }
-    }
-
     pub(super) fn pulled(&self, manifest: &Manifest, pull: &Pull) -> Pulled {
         let traffic = self.parts.client.stats();
         let mut sources: Vec<PullSource> = pull
@@ -270,7 +260,8 @@ fn sources(standing: &Standing, traffic: &Traffic) -> Vec<TransferSource> {
     here.chain(gone).collect()
 }
 
-pub(super) fn model(summary: ModelSummary) -> ModelInfo {
+/// `verdict`: why the model cannot be run, if it cannot.
+pub(super) fn model(summary: ModelSummary, verdict: Result<(), String>) -> ModelInfo {
     ModelInfo {
         model: summary.id.to_string(),
         aliases: summary.aliases,
@@ -284,6 +275,8 @@ pub(super) fn model(summary: ModelSummary) -> ModelInfo {
         shared_bytes: summary.shared_bytes,
         pinned: summary.pinned,
         complete: summary.held_chunks == summary.chunks,
+        runs: verdict.is_ok(),
+        why_not: verdict.err(),
     }
 }
 

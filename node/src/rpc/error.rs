@@ -33,6 +33,10 @@ pub mod code {
     pub const TOO_LARGE: &str = "too_large";
     /// The body did not come in time.
     pub const TIMEOUT: &str = "timeout";
+    /// The node is stopping; what was asked for is not done, or not to its end.
+    pub const STOPPING: &str = "stopping";
+    /// The name means another model, and nobody said that it may move.
+    pub const NAME_TAKEN: &str = "name_taken";
 }
 
 /// An answer that says what went wrong.
@@ -69,6 +73,11 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, code::FAILED, message)
     }
 
+    /// The node was told to stop.
+    pub(super) fn stopping() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code::STOPPING, "the node is stopping")
+    }
+
     pub(super) fn body(&self) -> ErrorBody {
         let kind = match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
@@ -94,6 +103,7 @@ impl From<NodeError> for ApiError {
         match error {
             NodeError::NotFound { .. } => Self::not_found(message),
             NodeError::Invalid { .. } => Self::invalid(message),
+            NodeError::NameTaken { .. } => Self::new(StatusCode::CONFLICT, code::NAME_TAKEN, message),
             NodeError::Busy { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, code::BUSY, message),
             NodeError::Failed { .. } => Self::failed(message),
         }

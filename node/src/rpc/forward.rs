@@ -20,6 +20,7 @@ use crate::engine::{Output, Row};
 
 /// What to run.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ForwardRequest {
     model: String,
     /// Rows of token ids, all of one length; or a single row.

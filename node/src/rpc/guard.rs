@@ -1,14 +1,14 @@
 //! Who may drive the node.
 //!
 //! The RPC of a node on loopback is open to every program of this machine, and so to every page in
-//! its browser, were it not for two checks. A page that is not ours sends an `Origin` of its own.
+//! its browser, were it not for these checks. A page that is not ours sends an `Origin` of its own.
 //! A page that has made its own name point at 127.0.0.1 (DNS rebinding) is of the same origin, but
 //! then the `Host` is that name, so only addresses and `localhost` are accepted there. Whoever
 //! presents the token is no such page, and may call the node by any name.
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, StatusCode, header, uri::Authority},
+    http::{HeaderMap, Method, StatusCode, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -17,6 +17,16 @@ use super::error::{ApiError, code};
 
 /// Routes that say nothing about the node but that it is there, for probes that have no token.
 const OPEN_ROUTES: &[&str] = &["/healthz", "/readyz"];
+
+/// Routes that a page may cause to be asked: they tell it nothing.
+const HARMLESS_ROUTES: &[&str] = &["/healthz"];
+
+/// What browsers say of a request that no page of another site has caused.
+const OWN_SITES: &[&[u8]] = &[b"same-origin", b"none"];
+
+/// Content types that a page may send anywhere without asking first, and that no client of ours needs.
+/// `application/x-www-form-urlencoded` is what curl says unless told otherwise.
+const OF_FORMS: &[&str] = &["text/plain", "multipart/form-data"];
 
 /// What is asked of every request.
 #[derive(Clone, Debug)]
@@ -31,7 +41,7 @@ impl Guard {
     }
 
     /// Refuses a request for `path` with these `headers`, or does not.
-    pub(super) fn admit(&self, path: &str, headers: &HeaderMap) -> Result<(), ApiError> {
+    pub(super) fn admit(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<(), ApiError> {
         let authority = host(headers)?;
         let known = match &self.token {
             Some(token) => presented(headers).is_some_and(|text| blake3::hash(text) == *token),
@@ -46,18 +56,25 @@ impl Guard {
                 "Host {authority:?} is neither an IP address nor localhost; a web page may be behind this"
             )));
         }
-        match headers.get(header::ORIGIN) {
-            Some(origin) if !is_same(origin.as_bytes(), &authority) => {
-                Err(forbidden("this page is of another origin than the node"))
-            }
-            _ => Ok(()),
+        if headers.get_all(header::ORIGIN).iter().any(|origin| !is_same(origin.as_bytes(), &authority)) {
+            return Err(forbidden("this page is of another origin than the node"));
         }
+        let mut sites = headers.get_all("sec-fetch-site").iter();
+        if sites.any(|site| !OWN_SITES.contains(&site.as_bytes())) && !HARMLESS_ROUTES.contains(&path) {
+            return Err(forbidden("a page of another site caused this request"));
+        }
+        if *method != Method::GET && is_of_a_form(headers) {
+            let message =
+                format!("the content type may not be {}; send application/json", OF_FORMS.join(" or "));
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, code::INVALID, message));
+        }
+        Ok(())
     }
 }
 
 /// Lets only those requests through that [`Guard::admit`] does.
 pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response {
-    match guard.admit(request.uri().path(), request.headers()) {
+    match guard.admit(request.method(), request.uri().path(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     }
@@ -88,6 +105,12 @@ fn presented(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
 }
 
+fn is_of_a_form(headers: &HeaderMap) -> bool {
+    let kinds = headers.get_all(header::CONTENT_TYPE).iter().filter_map(|kind| kind.to_str().ok());
+    let mut kinds = kinds.filter_map(|kind| kind.split([';', ',']).next());
+    kinds.any(|kind| OF_FORMS.iter().any(|form| form.eq_ignore_ascii_case(kind.trim())))
+}
+
 fn is_literal(authority: &Authority) -> bool {
     let host = authority.host();
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -115,6 +138,10 @@ mod tests {
     use super::*;
 
     fn verdict(token: Option<&str>, path: &str, headers: &[(&str, &str)]) -> u16 {
+        asked(&Method::GET, token, path, headers)
+    }
+
+    fn asked(method: &Method, token: Option<&str>, path: &str, headers: &[(&str, &str)]) -> u16 {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(
@@ -122,7 +149,7 @@ mod tests {
                 HeaderValue::from_bytes(value.as_bytes()).unwrap(),
             );
         }
-        Guard::new(token).admit(path, &map).map_or_else(|refusal| refusal.status.as_u16(), |()| 200)
+        Guard::new(token).admit(method, path, &map).map_or_else(|refusal| refusal.status.as_u16(), |()| 200)
     }
 
     #[test]
@@ -152,6 +179,40 @@ mod tests {
         }
         let plain = [("host", "localhost"), ("origin", "http://localhost:80")];
         assert_eq!(verdict(None, "/", &plain), 200);
+    }
+
+    #[test]
+    fn what_a_page_of_another_site_causes_is_refused() {
+        let token = ("authorization", "Bearer secret");
+        let from = |path, site| verdict(None, path, &[("host", "127.0.0.1"), ("sec-fetch-site", site)]);
+        for site in ["same-origin", "none"] {
+            assert_eq!(from("/surf/v1/models", site), 200, "{site}");
+        }
+        for site in ["cross-site", "same-site", "Cross-Site", "tomorrow-site", "", "none, cross-site"] {
+            assert_eq!(from("/surf/v1/models", site), 403, "{site}");
+            assert_eq!(from("/metrics", site), 403, "{site}");
+            assert_eq!(from("/healthz", site), 200, "{site}");
+        }
+        let with = [("host", "127.0.0.1"), token, ("sec-fetch-site", "cross-site")];
+        assert_eq!(verdict(Some("secret"), "/v1/models", &with), 403);
+        let twice = [("host", "127.0.0.1"), ("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")];
+        assert_eq!(verdict(None, "/v1/models", &twice), 403);
+    }
+
+    #[test]
+    fn what_only_forms_send_is_no_json() {
+        let post = |kind| {
+            asked(&Method::POST, None, "/surf/v1/gc", &[("host", "127.0.0.1"), ("content-type", kind)])
+        };
+        for kind in
+            ["text/plain", "TEXT/Plain;charset=UTF-8", "multipart/form-data; boundary=x", " text/plain "]
+        {
+            assert_eq!(post(kind), 415, "{kind}");
+        }
+        for kind in ["application/json", "application/x-www-form-urlencoded", "application/octet-stream", ""]
+        {
+            assert_eq!(post(kind), 200, "{kind}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::error::ApiError;
 use crate::{api::Step, node::NodeError};
@@ -26,8 +26,8 @@ struct Failure<'a> {
 }
 
 /// Runs `work`, which is handed where to tell its progress, and answers with what it tells and what
-/// it gives. The work ends when the client goes away.
-pub(super) fn answer<P, D, F, W>(work: W) -> Response
+/// it gives. The work ends when the client goes away, and with an error when `stop` is cancelled.
+pub(super) fn answer<P, D, F, W>(stop: &CancellationToken, work: W) -> Response
 where
     P: Serialize + Send + 'static,
     D: Serialize + Send + 'static,
@@ -36,8 +36,14 @@ where
 {
     let (teller, progress) = mpsc::channel(QUEUE);
     let working = AbortOnDropHandle::new(tokio::spawn(work(teller)));
+    let stopped = stop.clone().cancelled_owned();
     let result = futures::stream::once(async move {
-        match working.await {
+        let ended = tokio::select! {
+            biased;
+            ended = working => ended,
+            () = stopped => return failure(ApiError::stopping()),
+        };
+        match ended {
             Ok(Ok(done)) => line(&Step::<P, D>::Done(done)),
             Ok(Err(error)) => failure(error.into()),
             Err(_) => {
@@ -45,8 +51,8 @@ where
             }
         }
     });
-    let lines =
-        ReceiverStream::new(progress).map(|progress| line(&Step::<P, D>::Progress(progress))).chain(result);
+    let progress = ReceiverStream::new(progress).take_until(stop.clone().cancelled_owned());
+    let lines = progress.map(|progress| line(&Step::<P, D>::Progress(progress))).chain(result);
     let body = Body::from_stream(lines.map(Ok::<_, std::convert::Infallible>));
     ([(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-store")], body)
         .into_response()
@@ -79,7 +85,7 @@ mod tests {
 
     #[tokio::test]
     async fn progress_comes_first_and_the_result_last() {
-        let response = answer(|teller: mpsc::Sender<Amount>| async move {
+        let response = answer(&CancellationToken::new(), |teller: mpsc::Sender<Amount>| async move {
             teller.send(Amount { bytes: 1, total: 2 }).await.unwrap();
             Ok(Exported { model: "surf:00".into(), files: 1, bytes: 2 })
         });
@@ -93,7 +99,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_is_the_last_line() {
-        let response = answer(|_: mpsc::Sender<Amount>| async {
+        let response = answer(&CancellationToken::new(), |_: mpsc::Sender<Amount>| async {
             Err::<Exported, _>(NodeError::NotFound("no model x".into()))
         });
         let text = text(response).await;
@@ -105,11 +111,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_failure_without_its_words() {
-        let response = answer(|_: mpsc::Sender<Amount>| async {
+        let response = answer(&CancellationToken::new(), |_: mpsc::Sender<Amount>| async {
             if true { panic!("secret path") } else { Ok(Exported::default()) }
         });
         let text = text(response).await;
         assert!(text.contains("\"code\":\"failed\"") && !text.contains("secret"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_stop_is_an_error_and_no_silence() {
+        let stop = CancellationToken::new();
+        let response = answer(&stop, |teller: mpsc::Sender<Amount>| async move {
+            teller.send(Amount { bytes: 1, total: 2 }).await.unwrap();
+            std::future::pending::<Result<Exported, _>>().await
+        });
+        let reading = tokio::spawn(text(response));
+        tokio::task::yield_now().await;
+        stop.cancel();
+        let text = reading.await.unwrap();
+        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!((&last["event"], &last["code"]), (&"error".into(), &"stopping".into()), "{text}");
     }
 
     #[tokio::test]
@@ -122,7 +143,7 @@ mod tests {
         }
         let ended = Arc::new(AtomicBool::new(false));
         let flag = Flag(Arc::clone(&ended));
-        let response = answer(|_: mpsc::Sender<Amount>| async move {
+        let response = answer(&CancellationToken::new(), |_: mpsc::Sender<Amount>| async move {
             let _flag = flag;
             std::future::pending::<Result<Exported, _>>().await
         });

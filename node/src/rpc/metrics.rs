@@ -1,9 +1,11 @@
 //! Numbers for Prometheus. What the node already counts is read when it is asked for; only what
 //! passes through the RPC is counted here.
+//!
+//! Written in Prometheus' own text format, or as OpenMetrics for those who accept that.
 
 use axum::{
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::IntoResponse,
 };
 use prometheus_client::{
@@ -119,6 +121,32 @@ impl Metrics {
     }
 }
 
+/// OpenMetrics in Prometheus' text format: there a counter is called what its samples are called, and units
+/// and ends are not told.
+fn prometheus(open_metrics: &str) -> String {
+    let mut text = String::new();
+    // The type of a metric comes after its help.
+    let is_counter = |name: &str| open_metrics.contains(&format!("\n# TYPE {name} counter\n"));
+    for line in open_metrics.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("UNIT" | "EOF"), ..) => continue,
+            (Some("#"), Some(kind), Some(name), Some(rest)) if is_counter(name) => {
+                text.push_str(&format!("# {kind} {name}_total {rest}"));
+            }
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Whether `accept` asks for OpenMetrics.
+fn wants_open_metrics(accept: Option<&HeaderValue>) -> bool {
+    let kinds = accept.and_then(|accept| accept.to_str().ok()).unwrap_or_default().split(',');
+    kinds.into_iter().any(|kind| kind.trim().starts_with("application/openmetrics-text"))
+}
+
 /// One line for each model that is being fetched.
 fn transfers(registry: &mut Registry, transfers: &[TransferStatus]) {
     type Value = fn(&TransferStatus) -> u64;
@@ -148,10 +176,16 @@ fn transfers(registry: &mut Registry, transfers: &[TransferStatus]) {
 }
 
 /// `GET /metrics`
-pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
+pub(super) async fn metrics(State(app): State<App>, headers: HeaderMap) -> impl IntoResponse {
     let (status, peers) = tokio::join!(app.node.status(), app.node.peers());
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], app.metrics.text(&status, &peers))
+    let text = app.metrics.text(&status, &peers);
+    match wants_open_metrics(headers.get(header::ACCEPT)) {
+        true => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text)
+        }
+        false => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], prometheus(&text)),
+    }
 }
 
 #[cfg(test)]
@@ -197,5 +231,48 @@ mod tests {
             assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+        check(&prometheus(&text));
+    }
+
+    /// The rules of `promtool check metrics` that our names and kinds could break; and the program itself, where
+    /// it is installed.
+    fn check(text: &str) {
+        let kinds: Vec<(&str, &str)> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        assert!(20 < kinds.len(), "{text}");
+        for (name, kind) in &kinds {
+            assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
+            assert_eq!(name.ends_with("_total"), *kind == "counter", "{name} is a {kind}");
+            for word in ["_gauge", "_counter", "_histogram", "_count", "_sum", "_bucket", "_info"] {
+                assert!(!name.ends_with(word), "{name} tells its kind");
+            }
+        }
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        for sample in samples {
+            let name = sample.split(['{', ' ']).next().unwrap();
+            let belongs = |(kin, kind): &&(&str, &str)| {
+                let rest = name.strip_prefix(kin);
+                rest.is_some_and(|rest| rest.is_empty() || *kind == "histogram" && rest.starts_with('_'))
+            };
+            assert!(kinds.iter().any(|kind| belongs(&kind)), "{sample} has no type");
+        }
+        let promtool = std::process::Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn();
+        // Not everyone who builds this has it.
+        let Ok(mut promtool) = promtool else { return };
+        std::io::Write::write_all(&mut promtool.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        let said = promtool.wait_with_output().unwrap();
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    }
+
+    #[test]
+    fn open_metrics_is_for_those_who_ask_for_it() {
+        let wants = |accept: &'static str| wants_open_metrics(Some(&HeaderValue::from_static(accept)));
+        assert!(wants("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"));
+        assert!(wants("text/plain, application/openmetrics-text; version=0.0.1"));
+        assert!(!wants("*/*") && !wants("text/plain") && !wants_open_metrics(None));
     }
 }

@@ -1,8 +1,8 @@
 //! The node over HTTP: OpenAI's API, what the commands use, and what watches the node.
 //!
 //! ```text
-//!   connections   how many, how long, how they end
-//!   guard         who may ask                          (tokens, Host, Origin)
+//!   connections   how many, how long, how they end     (`pace`: how slow a client may be)
+//!   guard         who may ask                          (tokens, Host, Origin, Sec-Fetch-Site)
 //!   extract       what is taken from a request          (bounded in size and time)
 //!   openai        /v1/…                                 (generation, streamed; embeddings)
 //!   surf          /surf/v1/…                            (everything else; `lines` for long work)
@@ -24,6 +24,7 @@ mod guard;
 mod lines;
 mod metrics;
 mod openai;
+mod pace;
 mod surf;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     panic::AssertUnwindSafe,
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{
@@ -127,9 +129,10 @@ pub async fn serve(listener: Listener, node: Node, stop: CancellationToken) {
         started_unix: clock_unix(),
         metrics: Metrics::default(),
         large: Arc::new(Semaphore::new(1)),
+        stop: stop.clone(),
     };
-    let metrics = app.metrics.clone();
-    let router = wrap(routes().with_state(app), listener.guard, metrics);
+    let watch = Watch { metrics: app.metrics.clone(), stop: stop.clone() };
+    let router = wrap(routes().with_state(app), listener.guard, watch);
     connections::run(listener.tcp, router, stop).await;
 }
 
@@ -144,6 +147,18 @@ struct App {
     metrics: Metrics,
     /// Places for requests with a large body.
     large: Arc<Semaphore>,
+    /// Cancelled when the node is to stop.
+    stop: CancellationToken,
+}
+
+/// How long whole answers may take after the node was told to stop.
+const STOP_GRACE: Duration = Duration::from_secs(1);
+
+/// What every answer passes.
+#[derive(Clone, Debug)]
+struct Watch {
+    metrics: Metrics,
+    stop: CancellationToken,
 }
 
 /// Seconds since 1970.
@@ -173,6 +188,7 @@ fn routes() -> Router<App> {
         .route("/verify", post(surf::verify))
         .route("/name", post(surf::set_name))
         .route("/name/{*name}", get(surf::name))
+        .route("/resolve", post(surf::resolve))
         .route("/check", post(surf::check))
         .route("/forward", post(forward::forward));
     Router::new()
@@ -188,18 +204,27 @@ fn routes() -> Router<App> {
 }
 
 /// Puts around `router` what holds for every route.
-fn wrap(router: Router, guard: Guard, metrics: Metrics) -> Router {
+fn wrap(router: Router, guard: Guard, watching: Watch) -> Router {
     router
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn_with_state(guard, guard::check))
-        .layer(middleware::from_fn_with_state(metrics, watch))
+        .layer(middleware::from_fn_with_state(watching, watch))
 }
 
-/// Counts the answer, and gives one even if a handler panics.
-async fn watch(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
+/// Counts the answer, and gives one even if a handler panics or the node stops.
+async fn watch(State(watching): State<Watch>, request: Request, next: Next) -> Response {
+    let Watch { metrics, stop } = watching;
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::sleep(STOP_GRACE).await;
+    };
+    let answered = tokio::select! {
+        biased;
+        answered = AssertUnwindSafe(next.run(request)).catch_unwind() => answered,
+        () = stopped => Ok(ApiError::stopping().into_response()),
+    };
     let response = answered.unwrap_or_else(|_| {
         ApiError::failed(format!("this is a bug in surf-node: {method} {path} ended without an answer"))
             .into_response()

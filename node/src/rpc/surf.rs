@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Request, State},
+    extract::{RawQuery, Request, State},
     http::StatusCode,
     response::{IntoResponse, Response},
 };
@@ -18,9 +18,9 @@ use super::{
 };
 use crate::{
     api::{
-        CheckRequest, Checked, ExportRequest, Freed, Limits, LimitsRequest, ModelDetail, ModelInfo,
-        ModelRequest, NameInfo, NameRequest, OriginSyncRequest, PeerView, PublishRequest, Status,
-        VerifyRequest,
+        CheckRequest, Checked, ExportRequest, Freed, Health, Limits, LimitsRequest, LookUpRequest,
+        ModelDetail, ModelInfo, ModelRequest, NameInfo, NameRequest, NoRequest, OriginSyncRequest, PeerView,
+        PublishRequest, Status, VerifyRequest,
     },
     journal,
 };
@@ -55,7 +55,7 @@ pub(super) async fn peers(State(app): State<App>) -> Json<Vec<PeerView>> {
 
 /// `GET /surf/v1/models`
 pub(super) async fn models(State(app): State<App>) -> Json<Vec<ModelInfo>> {
-    Json(app.node.models())
+    Json(app.node.models().await)
 }
 
 /// `GET /surf/v1/models/{id}`
@@ -70,30 +70,33 @@ pub(super) async fn events(State(app): State<App>) -> Json<Vec<journal::Entry>> 
 
 /// `POST /surf/v1/publish`
 pub(super) async fn publish(State(app): State<App>, body: extract::Json<PublishRequest>) -> Response {
-    lines::answer(|progress| async move { app.node.publish(body.0, progress).await })
+    let stop = app.stop.clone();
+    lines::answer(&stop, |progress| async move { app.node.publish(body.0, progress).await })
 }
 
 /// `POST /surf/v1/pull`
 pub(super) async fn pull(State(app): State<App>, body: extract::Json<ModelRequest>) -> Response {
-    lines::answer(|progress| async move { app.node.pull(&body.0.model, progress).await })
+    let stop = app.stop.clone();
+    lines::answer(&stop, |progress| async move { app.node.pull(&body.0.model, progress).await })
 }
 
 /// `POST /surf/v1/export`
 pub(super) async fn export(State(app): State<App>, body: extract::Json<ExportRequest>) -> Response {
-    lines::answer(
-        |progress| async move { app.node.export(&body.0.model, body.0.dir.as_ref(), progress).await },
-    )
+    let (stop, ExportRequest { model, dir }) = (app.stop.clone(), body.0);
+    lines::answer(&stop, |progress| async move { app.node.export(&model, dir.as_ref(), progress).await })
 }
 
 /// `POST /surf/v1/origin/sync`
 pub(super) async fn origin_sync(State(app): State<App>, body: extract::Json<OriginSyncRequest>) -> Response {
-    lines::answer(|progress| async move { app.node.origin_sync(&body.0.model, &body.0.url, progress).await })
+    let (stop, OriginSyncRequest { model, url }) = (app.stop.clone(), body.0);
+    lines::answer(&stop, |progress| async move { app.node.origin_sync(&model, &url, progress).await })
 }
 
 /// `POST /surf/v1/verify`
 pub(super) async fn verify(State(app): State<App>, body: extract::Json<VerifyRequest>) -> Response {
     let VerifyRequest { model, repair } = body.0;
-    lines::answer(move |progress| async move { app.node.verify(model.as_deref(), repair, progress).await })
+    let stop = app.stop.clone();
+    lines::answer(&stop, |progress| async move { app.node.verify(model.as_deref(), repair, progress).await })
 }
 
 /// `POST /surf/v1/pin`
@@ -123,7 +126,7 @@ pub(super) async fn rm(
 }
 
 /// `POST /surf/v1/gc`
-pub(super) async fn gc(State(app): State<App>) -> Result<Json<Freed>, ApiError> {
+pub(super) async fn gc(State(app): State<App>, _: extract::Json<NoRequest>) -> Result<Json<Freed>, ApiError> {
     Ok(Json(app.node.gc().await?))
 }
 
@@ -137,7 +140,15 @@ pub(super) async fn set_name(
 
 /// `GET /surf/v1/name/{peer}/{name}`
 pub(super) async fn name(State(app): State<App>, Tail(name): Tail) -> Result<Json<NameInfo>, ApiError> {
-    Ok(Json(app.node.name(&name).await?))
+    Ok(Json(app.node.peek_name(&name).await?))
+}
+
+/// `POST /surf/v1/resolve`: the same, and remembered.
+pub(super) async fn resolve(
+    State(app): State<App>,
+    body: extract::Json<LookUpRequest>,
+) -> Result<Json<NameInfo>, ApiError> {
+    Ok(Json(app.node.name(&body.0.name).await?))
 }
 
 /// `POST /surf/v1/check?model=…&tolerance=…`, with the file of recorded outputs as the body.
@@ -163,10 +174,22 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: the node can serve.
-pub(super) async fn readyz(State(app): State<App>) -> Response {
-    match app.node.ready().await {
-        Ok(()) => "ok\n".into_response(),
-        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+/// `GET /readyz`: the node can serve. With `?verbose`, a line for each part.
+pub(super) async fn readyz(State(app): State<App>, RawQuery(query): RawQuery) -> Response {
+    let mut health = app.node.health().await;
+    if app.stop.is_cancelled() {
+        health.push(Health { part: "node", state: Err("it is stopping".to_owned()) });
+    }
+    let verbose =
+        query.is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
+    let said = health.iter().filter_map(|Health { part, state }| match state {
+        Ok(how) => verbose.then(|| format!("[+] {part}: {how}\n")),
+        Err(why) => Some(format!("[-] {part}: {why}\n")),
+    });
+    let said: String = said.collect();
+    match health.iter().all(|health| health.state.is_ok()) {
+        true if verbose => format!("{said}ok\n").into_response(),
+        true => "ok\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, said).into_response(),
     }
 }

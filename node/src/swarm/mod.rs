@@ -223,6 +223,11 @@ impl Handle {
         self.meter.read()
     }
 
+    /// Whether the control plane has ended, so that nothing can be asked of it.
+    pub fn is_closed(&self) -> bool {
+        self.commands.is_closed()
+    }
+
     /// The streams by which peers ask for chunks that cannot dial our data plane. Once: later calls get
     /// `None`.
     pub fn incoming(&self) -> Option<mpsc::Receiver<Incoming>> {

@@ -146,6 +146,11 @@ impl Book {
         Ok(verdict)
     }
 
+    /// The same, and remembers nothing.
+    pub(super) fn weigh(&self, name: &FullName, answers: &[Vec<u8>], now: u64) -> Verdict {
+        self.state().weigh(name, answers, now)
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().expect("no panics while held")
     }
@@ -173,9 +178,18 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
 }
 
 impl State {
+    /// Weighs the answers, and remembers the record that counts if it is new.
+    fn judge(&mut self, name: &FullName, answers: &[Vec<u8>], now: u64) -> Verdict {
+        let verdict = self.weigh(name, answers, now);
+        if let Verdict::Current(record, true) = &verdict {
+            self.remember(record.clone(), now);
+        }
+        verdict
+    }
+
     /// The answer with the largest number counts, unless a later record was seen before; of two with
     /// the same number, the one that was seen first.
-    fn judge(&mut self, name: &FullName, answers: &[Vec<u8>], now: u64) -> Verdict {
+    fn weigh(&self, name: &FullName, answers: &[Vec<u8>], now: u64) -> Verdict {
         let valid = answers.iter().filter_map(|answer| SignedName::decode(answer).ok());
         let good = valid.filter(|record| record.full() == *name && record.timely(now).is_ok());
         let latest = good.max_by_key(|record| record.name().sequence);
@@ -183,7 +197,6 @@ impl State {
         let known = seen.map(|record| record.name().sequence);
         match (latest, seen) {
             (Some(latest), _) if known.is_none_or(|known| known < latest.name().sequence) => {
-                self.remember(latest.clone(), now);
                 Verdict::Current(latest, true)
             }
             (_, Some(seen)) if seen.timely(now).is_ok() => Verdict::Current(seen.clone(), false),

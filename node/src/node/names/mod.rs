@@ -139,15 +139,41 @@ impl Node {
         check_name(name).map_err(|error| NodeError::Invalid(error.to_string()))?;
         let model = self.resolve(model).await?;
         let names = &self.parts.names;
+        let before = names.book.own(name).map(|record| record.name().model);
         let record = names.sign(name, model).await?;
         names.put(record.clone()).await;
-        Ok(view(&record))
+        let moved_from = before.filter(|&before| before != model).map(|before| before.to_string());
+        Ok(NameInfo { moved_from, ..view(&record) })
     }
 
-    /// What `PEER/NAME` means, asking anew.
+    /// What `PEER/NAME` means, asking anew. Remembers the answer, so that no older one counts later.
     pub async fn name(&self, text: &str) -> Result<NameInfo, NodeError> {
         let full: FullName = text.parse().map_err(|error| invalid(text, &error))?;
-        Ok(view(&self.look_up(&full).await?))
+        Ok(view(&self.look_up(&full, Memory::Kept).await?))
+    }
+
+    /// The same, and changes nothing here.
+    pub async fn peek_name(&self, text: &str) -> Result<NameInfo, NodeError> {
+        let full: FullName = text.parse().map_err(|error| invalid(text, &error))?;
+        Ok(view(&self.look_up(&full, Memory::Untouched).await?))
+    }
+
+    /// The model that `text` means as far as this node knows, without asking anybody.
+    pub(super) fn resolve_here(&self, text: &str) -> Result<ModelId, NodeError> {
+        let unknown = match self.parts.store.resolve(text) {
+            Ok(id) => return Ok(id),
+            Err(error @ ResolveError::Unknown { .. }) => error,
+            Err(error) => return Err(error.into()),
+        };
+        let Ok(full) = text.parse::<FullName>() else { return Err(unknown.into()) };
+        let book = &self.parts.names.book;
+        let own = (full.publisher == self.parts.id).then(|| book.own(&full.name)).flatten();
+        match (own, book.weigh(&full, &[], swarm::clock_unix())) {
+            (Some(record), _) | (None, Verdict::Current(record, _)) => Ok(record.name().model),
+            (None, Verdict::Expired | Verdict::Unknown) => Err(NodeError::NotFound(format!(
+                "this node has not looked up the name {full} lately; `name get` or a POST does"
+            ))),
+        }
     }
 
     /// The model that `text` means: an id, here or not; an alias; first digits of the id of a model that
@@ -170,13 +196,13 @@ impl Node {
         let fresh = self.parts.names.fresh.lock().expect("no panics while held").get(&full).copied();
         match fresh {
             Some((at, model)) if at.elapsed() < FRESH => Ok(model),
-            _ => Ok(self.look_up(&full).await?.name().model),
+            _ => Ok(self.look_up(&full, Memory::Kept).await?.name().model),
         }
     }
 
     /// The latest record of a name. This node's own are known without asking; others' are asked for
     /// everywhere, because the latest counts.
-    async fn look_up(&self, full: &FullName) -> Result<SignedName, NodeError> {
+    async fn look_up(&self, full: &FullName, memory: Memory) -> Result<SignedName, NodeError> {
         let names = &self.parts.names;
         if full.publisher == self.parts.id {
             let own = names.book.own(&full.name);
@@ -185,7 +211,11 @@ impl Node {
         let patience = Instant::now().max(self.parts.started + PATIENCE_AT_START) + PATIENCE;
         loop {
             let answers = names.swarm.name(full).await?;
-            let verdict = names.book.judge(full, &answers, swarm::clock_unix()).await;
+            let now = swarm::clock_unix();
+            let verdict = match memory {
+                Memory::Kept => names.book.judge(full, &answers, now).await,
+                Memory::Untouched => Ok(names.book.weigh(full, &answers, now)),
+            };
             match verdict.map_err(|error| NodeError::Failed(error.to_string()))? {
                 Verdict::Current(record, _) => {
                     let mut fresh = names.fresh.lock().expect("no panics while held");
@@ -210,6 +240,15 @@ impl Node {
     }
 }
 
+/// Whether a look-up leaves a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    /// The answer is remembered.
+    Kept,
+    /// Nothing changes here.
+    Untouched,
+}
+
 fn view(record: &SignedName) -> NameInfo {
     let name = record.name();
     NameInfo {
@@ -218,6 +257,7 @@ fn view(record: &SignedName) -> NameInfo {
         model: name.model.to_string(),
         sequence: name.sequence,
         expires: name.expires,
+        moved_from: None,
     }
 }
 
