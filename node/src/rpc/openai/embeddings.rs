@@ -3,7 +3,10 @@
 use axum::extract::State;
 use serde_json::{Map, Value};
 
-use super::request::{Fields, prompts};
+use super::{
+    fields::{BodyFields, Route},
+    request::prompts,
+};
 use crate::{
     api::{Embedding, EmbeddingUsage, Embeddings, Vector},
     engine::{self, Embedded, Prompt},
@@ -36,7 +39,7 @@ pub(in crate::rpc) async fn embeddings(
 
 impl Wanted {
     fn parse(body: Map<String, Value>) -> Result<Self, ApiError> {
-        let mut fields = Fields(body);
+        let mut fields = BodyFields::new(Route::Embed, body)?;
         let model: String = fields.required("model")?;
         let texts = prompts(&mut fields, "input")?;
         if TEXTS_MAX < texts.len() {
@@ -145,6 +148,8 @@ mod tests {
             ("input", json!(3)),
             ("input", json!(vec!["x"; 2049])),
             ("encoding_format", json!("hex")),
+            ("normalize", json!(false)),
+            ("unknown", json!(1)),
             ("dimensions", json!(0)),
         ] {
             let error = parse(json!({ name: value.clone() })).unwrap_err();

@@ -1,12 +1,14 @@
 //! OpenAI's API: models, completions and chat completions, streaming as server-sent events, and
 //! embeddings.
 //!
-//! [`request`] says what is asked for, [`answer`] how what the engine tells is written; here the two
+//! [`request`] says what is asked for ([`fields`]: which fields there are; [`messages`]: conversations), [`answer`] how what the engine tells is written; here the two
 //! are joined. Each choice of an answer is a request to the engine. Dropping the answer, as happens
 //! when the client goes away, drops the engine's receivers, and that cancels the generation.
 
 mod answer;
 mod embeddings;
+mod fields;
+mod messages;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,7 @@ use axum::{
 };
 use futures::{Stream, StreamExt, TryFutureExt, future, stream};
 use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
 
 pub(super) use self::embeddings::embeddings;
 use self::{
@@ -50,10 +53,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a stream that has nothing to tell says so, lest something on the way closes it.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// `GET /v1/models`
+/// `GET /v1/models`: what can run.
 pub(super) async fn models(State(app): State<App>) -> axum::Json<Value> {
-    let models = app.node.models();
-    let entries = models.iter().flat_map(|info| {
+    let models = app.node.models().await;
+    let entries = models.iter().filter(|info| info.runs).flat_map(|info| {
         let names = std::iter::once(&info.model).chain(&info.aliases);
         names.map(|name| model_entry(name, &info.model, app.started_unix))
     });
@@ -62,8 +65,11 @@ pub(super) async fn models(State(app): State<App>) -> axum::Json<Value> {
 
 /// `GET /v1/models/{id}`
 pub(super) async fn model(State(app): State<App>, Tail(name): Tail) -> Result<axum::Json<Value>, ApiError> {
-    let detail = app.node.model(&name).await?;
-    Ok(axum::Json(model_entry(&name, &detail.info.model, app.started_unix)))
+    let info = app.node.model(&name).await?.info;
+    match info.why_not {
+        Some(why) => Err(ApiError::not_found(format!("the model {} cannot run: {why}", info.model))),
+        None => Ok(axum::Json(model_entry(&name, &info.model, app.started_unix))),
+    }
 }
 
 /// `POST /v1/completions`
@@ -103,7 +109,8 @@ enum What {
 
 async fn generate(app: App, wanted: Wanted) -> Result<Response, ApiError> {
     let mut run = Run::new(&wanted, clock_unix(), app.metrics);
-    let mut told = Box::pin(listen(app.node, wanted.model.clone(), wanted.requests().collect()));
+    let told = listen(app.node, wanted.model.clone(), wanted.requests().collect());
+    let mut told = Box::pin(until_stopped(told, app.stop));
     if !wanted.stream {
         while let Some(told) = told.next().await {
             run.push(told?);
@@ -116,6 +123,21 @@ async fn generate(app: App, wanted: Wanted) -> Result<Response, ApiError> {
         Err(_) => None,
     };
     Ok(sse(first, told, run))
+}
+
+/// What is `told`, and an error in place of the rest when `stop` is cancelled.
+fn until_stopped(
+    told: impl Stream<Item = Result<Told, ApiError>> + Send + 'static,
+    stop: CancellationToken,
+) -> impl Stream<Item = Result<Told, ApiError>> + Send + 'static {
+    stream::unfold(Some((Box::pin(told), stop)), async |state| {
+        let (mut told, stop) = state?;
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Some((Err(ApiError::stopping()), None)),
+            next = told.next() => next.map(|next| (next, Some((told, stop)))),
+        }
+    })
 }
 
 /// What the engine tells about each choice, as it comes.

@@ -1,15 +1,17 @@
 //! Requests of OpenAI's API, checked and turned into what the engine is asked for.
 //!
-//! Fields that we do not know are ignored, as every server of this API does. A field that we do know
-//! must make sense, and one that asks for what we cannot do is refused rather than ignored: an
-//! answer that looks right and is not is worse than an error that names the parameter.
+//! Which fields there are is in [`fields`](super::fields); those that are served must make sense.
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::answer::Shape;
+use super::{
+    answer::Shape,
+    fields::{BodyFields, Route},
+    messages::messages,
+};
 use crate::{
-    engine::{Message, Prompt, Request, Sampling},
+    engine::{Prompt, Request, Sampling},
     rpc::error::ApiError,
 };
 
@@ -51,12 +53,11 @@ pub(super) struct Wanted {
 impl Wanted {
     /// Reads the body of `POST /v1/completions` or `POST /v1/chat/completions`.
     pub(super) fn parse(shape: Shape, body: Map<String, Value>) -> Result<Self, ApiError> {
-        let mut fields = Fields(body);
-        fields.refuse_unsupported()?;
+        let mut fields = BodyFields::new(Route::Generate(shape), body)?;
         let model: String = fields.required("model")?;
         let prompts = match shape {
             Shape::Text => prompts(&mut fields, "prompt")?,
-            Shape::Chat => vec![Prompt::Chat(messages(&mut fields)?)],
+            Shape::Chat => vec![Prompt::Chat(messages(fields.required("messages")?)?)],
         };
         let n = fields.within("n", 1, CHOICES_MAX)?.unwrap_or(1);
         if CHOICES_MAX < prompts.len().saturating_mul(n) {
@@ -107,9 +108,13 @@ impl Wanted {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct StreamOptions {
     #[serde(default)]
     include_usage: bool,
+    /// Padding against eavesdroppers, which OpenAI's clients may ask for or not. Others decide that here.
+    #[serde(default, rename = "include_obfuscation")]
+    _include_obfuscation: Option<bool>,
 }
 
 /// A prompt of `/v1/completions`, or what `/v1/embeddings` is to embed.
@@ -123,7 +128,7 @@ enum Written {
 }
 
 /// The texts, or the tokens of texts, in the field `name`.
-pub(super) fn prompts(fields: &mut Fields, name: &str) -> Result<Vec<Prompt>, ApiError> {
+pub(super) fn prompts(fields: &mut BodyFields, name: &str) -> Result<Vec<Prompt>, ApiError> {
     let refused = |reason: &str| ApiError::param(name, format!("{name} {reason}"));
     let expected = || refused("is a string, a list of strings, a list of token ids, or a list of those");
     let written = fields.take(name).ok_or_else(|| refused("is missing"))?;
@@ -140,52 +145,7 @@ pub(super) fn prompts(fields: &mut Fields, name: &str) -> Result<Vec<Prompt>, Ap
     Ok(prompts)
 }
 
-/// A message of `/v1/chat/completions`. Its content is text, or a list of parts that are text.
-#[derive(Deserialize)]
-struct WrittenMessage {
-    role: String,
-    content: Option<Content>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    text: String,
-}
-
-fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
-    let written: Vec<WrittenMessage> = fields.required("messages")?;
-    if written.is_empty() {
-        return Err(ApiError::param("messages", "messages is empty"));
-    }
-    let text = |at: usize, content| match content {
-        None => Ok(String::new()),
-        Some(Content::Text(text)) => Ok(text),
-        Some(Content::Parts(parts)) => match parts.iter().find(|part| part.kind != "text") {
-            None => Ok(parts.into_iter().map(|part| part.text).collect()),
-            Some(part) => {
-                let message =
-                    format!("messages[{at}] has content of type {:?}; only text is understood", part.kind);
-                Err(ApiError::param("messages", message))
-            }
-        },
-    };
-    let messages = written.into_iter().enumerate();
-    messages
-        .map(|(at, message)| Ok(Message { role: message.role, content: text(at, message.content)? }))
-        .collect()
-}
-
-fn max_tokens(fields: &mut Fields, shape: Shape, echo: bool) -> Result<Option<usize>, ApiError> {
+fn max_tokens(fields: &mut BodyFields, shape: Shape, echo: bool) -> Result<Option<usize>, ApiError> {
     // With `echo`, nothing need be generated: this is how a text is scored.
     let least = if echo { 0 } else { 1 };
     let newer = fields.within("max_completion_tokens", least, usize::MAX)?;
@@ -197,7 +157,7 @@ fn max_tokens(fields: &mut Fields, shape: Shape, echo: bool) -> Result<Option<us
     Ok(newer.or(older).or(unsaid))
 }
 
-fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
+fn sampling(fields: &mut BodyFields) -> Result<Sampling, ApiError> {
     let temperature: f32 = fields.within("temperature", 0.0, TEMPERATURE_MAX)?.unwrap_or(1.0);
     let top_p: Option<f32> = fields.within("top_p", 0.0, 1.0)?;
     // -1 is how vLLM's clients say "all".
@@ -212,7 +172,7 @@ fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
     })
 }
 
-fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+fn stops(fields: &mut BodyFields) -> Result<Vec<String>, ApiError> {
     let stops = match fields.take("stop") {
         None => Vec::new(),
         Some(Value::String(stop)) => vec![stop],
@@ -227,7 +187,7 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     Ok(stops)
 }
 
-fn logprobs(fields: &mut Fields, shape: Shape) -> Result<Option<usize>, ApiError> {
+fn logprobs(fields: &mut BodyFields, shape: Shape) -> Result<Option<usize>, ApiError> {
     match shape {
         Shape::Text => fields.within("logprobs", 0, TOP_LOGPROBS_MAX),
         Shape::Chat => {
@@ -240,63 +200,5 @@ fn logprobs(fields: &mut Fields, shape: Shape) -> Result<Option<usize>, ApiError
                 (wanted, top) => Ok(wanted.then(|| top.unwrap_or(0))),
             }
         }
-    }
-}
-
-/// The fields of a request, each taken once. `null` counts as absent.
-pub(super) struct Fields(pub(super) Map<String, Value>);
-
-impl Fields {
-    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.remove(name).filter(|value| !value.is_null())
-    }
-
-    pub(super) fn optional<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
-        let value = self.take(name).map(serde_json::from_value).transpose();
-        value.map_err(|error| ApiError::param(name, format!("{name}: {error}")))
-    }
-
-    pub(super) fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ApiError> {
-        self.optional(name)?.ok_or_else(|| ApiError::param(name, format!("{name} is missing")))
-    }
-
-    /// A number from `least` to `most`.
-    pub(super) fn within<T>(&mut self, name: &str, least: T, most: T) -> Result<Option<T>, ApiError>
-    where
-        T: DeserializeOwned + PartialOrd + std::fmt::Display,
-    {
-        let value: Option<T> = self.optional(name)?;
-        match value {
-            Some(value) if !(least <= value && value <= most) => {
-                Err(ApiError::param(name, format!("{name} is {value}; it must be from {least} to {most}")))
-            }
-            value => Ok(value),
-        }
-    }
-
-    /// Refuses what would change the answer and is not there.
-    fn refuse_unsupported(&self) -> Result<(), ApiError> {
-        let asks = |name: &str, value: &Value| match (name, value) {
-            (_, Value::Null) => false,
-            ("presence_penalty" | "frequency_penalty", value) => value.as_f64() != Some(0.0),
-            ("best_of", value) => Some(value) != self.0.get("n") && value.as_u64() != Some(1),
-            ("response_format", value) => value["type"] != "text",
-            (_, Value::String(text)) => !text.is_empty(),
-            (_, Value::Array(items)) => !items.is_empty(),
-            (_, Value::Object(items)) => !items.is_empty(),
-            _ => true,
-        };
-        const UNSUPPORTED: &[&str] = &[
-            "presence_penalty",
-            "frequency_penalty",
-            "best_of",
-            "response_format",
-            "suffix",
-            "logit_bias",
-            "tools",
-            "functions",
-        ];
-        let asked = UNSUPPORTED.iter().find(|name| self.0.get(**name).is_some_and(|value| asks(name, value)));
-        asked.map_or(Ok(()), |name| Err(ApiError::param(name, format!("{name} is not supported"))))
     }
 }

@@ -55,7 +55,7 @@ fn run(wanted: &Wanted) -> Run {
 
 #[test]
 fn what_is_not_said_is_as_openai_says() {
-    let wanted = text_request(json!({"user": "me", "unknown": [1]})).unwrap();
+    let wanted = text_request(json!({"user": "me", "unknown": null})).unwrap();
     let sampling = Sampling { temperature: 1.0, top_p: None, top_k: 0, seed: None };
     let expected = Request {
         prompt: Prompt::Text("Once".into()),
