@@ -1,6 +1,6 @@
 //! The other end of the RPC: how commands talk to a node that runs.
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{io, ops::ControlFlow, time::Duration};
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -168,11 +168,21 @@ impl Client {
     }
 
     fn unanswered(&self, error: &reqwest::Error) -> CliError {
-        if error.is_connect() {
-            let error = CliError::no_node(format!("no node is running at {}", self.shown()));
-            return error.hint("start one with `surf-node join`, or say where it is with --rpc");
+        let is_tls = self.base.scheme() == "https";
+        if !error.is_connect() && !is_tls {
+            return self.broke_off(error);
         }
-        self.broke_off(error)
+        if is_tls {
+            let why = format!("no node can be reached at {}: {}", self.shown(), causes(error));
+            let hint =
+                "nodes speak plain HTTP, unless something before them speaks TLS: write http://HOST:PORT";
+            return CliError::no_node(why).hint(hint);
+        }
+        let message = match io_kind(error) {
+            Some(io::ErrorKind::ConnectionRefused) => format!("no node is running at {}", self.shown()),
+            _ => format!("no node can be reached at {}: {}", self.shown(), causes(error)),
+        };
+        CliError::no_node(message).hint("start one with `surf-node join`, or say where it is with --rpc")
     }
 
     fn broke_off(&self, error: &reqwest::Error) -> CliError {
@@ -217,12 +227,25 @@ fn failure(said: Option<&str>, message: String) -> CliError {
     match said {
         Some(code::NOT_FOUND) => CliError::not_found(message),
         Some(code::BUSY) => CliError::failed(message).hint("try again in a while"),
+        Some(code::NAME_TAKEN) => CliError::failed(message).hint("move the name with --force"),
         Some(code::UNAUTHORIZED) => {
             CliError::failed(message).hint("give the file that holds it with --rpc-token")
         }
         Some(code::UNKNOWN_ROUTE) => CliError::failed(message).hint("the node may be of an older version"),
         _ => CliError::failed(message),
     }
+}
+
+/// What the system said, if it was the system.
+fn io_kind(error: &reqwest::Error) -> Option<io::ErrorKind> {
+    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(cause) = next {
+        if let Some(error) = cause.downcast_ref::<io::Error>() {
+            return Some(error.kind());
+        }
+        next = cause.source();
+    }
+    None
 }
 
 /// What reqwest says, and what it leaves to its sources.
@@ -273,6 +296,8 @@ mod tests {
             ("not_found", Exit::NotFound),
             ("invalid", Exit::Failed),
             ("busy", Exit::Failed),
+            ("name_taken", Exit::Failed),
+            ("stopping", Exit::Failed),
             ("failed", Exit::Failed),
             ("unauthorized", Exit::Failed),
             ("unknown_route", Exit::Failed),
@@ -387,5 +412,19 @@ mod tests {
             (Exit::NoNode, format!("no node is running at http://{free}"))
         );
         assert!(error.hint.unwrap().contains("surf-node join"));
+    }
+
+    #[tokio::test]
+    async fn tls_where_there_is_none_is_named() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        });
+        let error = Client::new(&url, None).unwrap().fetch::<Value>(&["x"]).await.unwrap_err();
+        assert_eq!(error.exit, Exit::NoNode);
+        assert!(error.message.starts_with(&format!("no node can be reached at {url}: ")), "{error}");
+        assert!(error.hint.unwrap().contains("http://"));
     }
 }

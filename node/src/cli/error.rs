@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use super::human;
+
 /// Exit statuses, as documented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -71,10 +73,10 @@ impl CliError {
 pub fn report(result: Result<(), CliError>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     if !error.message.is_empty() {
-        eprintln!("error: {}", error.message);
+        eprintln!("error: {}", human::plain(&error.message));
     }
     if let Some(hint) = error.hint {
-        eprintln!("hint: {hint}");
+        eprintln!("hint: {}", human::plain(&hint));
     }
     ExitCode::from(error.exit as u8)
 }

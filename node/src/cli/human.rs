@@ -1,5 +1,7 @@
 //! Numbers and tables for people. Understandable without colour, and in a pipe.
 
+use std::borrow::Cow;
+
 /// Characters between columns.
 const GAP: &str = "  ";
 
@@ -49,6 +51,29 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
         return "100%".to_owned();
     }
     format!("{}%", u128::from(part) * 100 / u128::from(whole.max(1)))
+}
+
+/// `text` with what a terminal would obey written out. Lines and tabs stay.
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| c.is_control() && !matches!(c, '\n' | '\t') || is_reordering(c))
+}
+
+/// A name from elsewhere, on one line.
+pub(crate) fn name(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| c.is_control() || is_reordering(c))
+}
+
+/// Characters that make text look like other text.
+fn is_reordering(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn escaped(text: &str, is_bad: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&is_bad) {
+        return Cow::Borrowed(text);
+    }
+    let write = |c: char| if is_bad(c) { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(write).collect())
 }
 
 /// The beginning of a model id, by which the commands know the model as well.
@@ -155,5 +180,12 @@ mod tests {
     fn a_short_id_is_shown_whole() {
         assert_eq!(model("surf:0123456789abcdef"), "surf:0123456789ab");
         assert_eq!(model("tiny"), "tiny");
+    }
+
+    #[test]
+    fn terminals_are_not_commanded() {
+        assert_eq!(plain("a\u{1b}[2J\tb\nc\u{9b}d\u{202e}e"), "a\\u{1b}[2J\tb\nc\\u{9b}d\\u{202e}e");
+        assert_eq!(name("a\nb\r"), "a\\nb\\r");
+        assert!(matches!(plain("Grüße 波 👩‍🚀"), Cow::Borrowed(_)));
     }
 }

@@ -93,16 +93,19 @@ fn detail(detail: &ModelDetail) -> String {
         ("shared", format!("{} with other models here", human::bytes(info.shared_bytes))),
         ("chunks", format!("{} of {} here", info.held_chunks, info.chunks)),
         ("pinned", if info.pinned { "yes" } else { "no" }.to_owned()),
+        ("runs", info.why_not.as_ref().map_or("yes".to_owned(), |why| format!("no: {why}"))),
     ]);
-    let files =
-        detail.files.iter().map(|file| [file.path.clone(), human::bytes(file.size), file.sha256.clone()]);
+    let files = detail
+        .files
+        .iter()
+        .map(|file| [human::name(&file.path).into_owned(), human::bytes(file.size), file.sha256.clone()]);
     let files = human::table(
         [("FILE", Align::Left), ("SIZE", Align::Right), ("SHA-256", Align::Left)],
         &files.collect::<Vec<_>>(),
     );
     let groups = detail.groups.iter().map(|group| {
         let here = human::percent(group.held_bytes, group.bytes);
-        [group.group.clone(), group.tensors.to_string(), human::bytes(group.bytes), here]
+        [human::name(&group.group).into_owned(), group.tensors.to_string(), human::bytes(group.bytes), here]
     });
     let groups = human::table(
         [("GROUP", Align::Left), ("TENSORS", Align::Right), ("SIZE", Align::Right), ("HERE", Align::Right)],

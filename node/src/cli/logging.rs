@@ -1,4 +1,7 @@
-//! What the parts of the node log goes to stderr, as text or as JSON.
+//! What the parts of the node log goes to stderr, as text or as JSON. It has colours only on a terminal, and
+//! not if `NO_COLOR` is set.
+
+use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
@@ -27,11 +30,15 @@ pub(crate) fn for_commands(globals: &Globals) {
 
 /// `RUST_LOG`, where it is set, says it better than we do.
 fn start(level: &str, format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let said = std::env::var("RUST_LOG").ok().filter(|said| !said.trim().is_empty());
+    let filter = said.and_then(|said| EnvFilter::try_new(said).ok()).unwrap_or_else(|| EnvFilter::new(level));
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|text| !text.is_empty());
+    let colours = std::io::stderr().is_terminal() && !is_set("NO_COLOR");
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     // A second log is refused; the first, of whoever runs us, is as good.
     let _ = match format {
         LogFormat::Text => log.try_init(),
-        LogFormat::Json => log.json().try_init(),
+        LogFormat::Json => log.json().with_ansi(false).try_init(),
     };
 }

@@ -33,7 +33,7 @@ mod tests;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
 
 pub use self::error::{CliError, Exit, quieten_panics, report};
 use self::{client::Client, output::Output};
@@ -46,7 +46,13 @@ const HEADING: &str = "Options of every command";
 
 /// A peer-to-peer swarm node for model weights.
 #[derive(Debug, Parser)]
-#[command(name = "surf-node", version, max_term_width = 100, propagate_version = true)]
+#[command(
+    name = "surf-node",
+    version,
+    max_term_width = 100,
+    propagate_version = true,
+    args_override_self = true
+)]
 pub struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -103,6 +109,12 @@ enum Command {
 }
 
 impl Cli {
+    /// What the program was called with. Ends it if that makes no sense, and when help was wanted.
+    pub fn read() -> Self {
+        let matches = unset_if_empty(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
     /// Runs the command to its end.
     pub async fn run(self) -> Result<(), CliError> {
         let context = Context { output: Output::new(&self.globals), globals: self.globals };
@@ -134,6 +146,14 @@ impl Cli {
             Command::Completions(command) => command.run(&context),
         }
     }
+}
+
+/// `command`, for which an environment variable without text is as good as none.
+fn unset_if_empty(command: clap::Command) -> clap::Command {
+    let is_empty =
+        |arg: &clap::Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|text| text.is_empty());
+    let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg });
+    command.mut_subcommands(unset_if_empty)
 }
 
 /// What every command has at hand.

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::{Context, error::CliError};
-use crate::api::{NameInfo, NameRequest};
+use crate::api::{LookUpRequest, NameInfo, NameRequest};
 
 /// Publish a name for a model, or find out what a published name means
 #[derive(Debug, Args)]
@@ -36,8 +36,11 @@ impl Name {
             Command::Set { name, model } => {
                 client.post(&["surf", "v1", "name"], &NameRequest { name, model }).await?
             }
-            Command::Get { name } => client.fetch(&["surf", "v1", "name", &name]).await?,
+            Command::Get { name } => client.post(&["surf", "v1", "resolve"], &LookUpRequest { name }).await?,
         };
+        if let Some(before) = &info.moved_from {
+            context.output.note(&format!("the name meant {before} before"));
+        }
         context.output.result(&info, |info| format!("{}\n{}/{}", info.model, info.peer, info.name))
     }
 }

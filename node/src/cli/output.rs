@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
-use super::{Globals, error::CliError};
+use super::{Globals, error::CliError, human};
 
 /// How a command tells what it has to tell.
 #[derive(Clone, Debug)]
@@ -26,13 +26,14 @@ impl Output {
         }
     }
 
-    /// Writes a result: as JSON if that is wanted, else in the words of `human`.
+    /// Writes a result: as JSON if that is wanted, else in `words`. Those may be a stranger's in part, so a
+    /// terminal is not commanded by them.
     pub(crate) fn result<T: Serialize>(
         &self,
         value: &T,
-        human: impl FnOnce(&T) -> String,
+        words: impl FnOnce(&T) -> String,
     ) -> Result<(), CliError> {
-        if self.json { self.object(value) } else { self.text(&human(value)) }
+        if self.json { self.object(value) } else { self.text(&human::plain(&words(value))) }
     }
 
     /// Writes `value` as a line of JSON.
@@ -63,7 +64,7 @@ impl Output {
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
             // If nobody can read it, it need not be said.
-            let _ = writeln!(io::stderr().lock(), "{text}");
+            let _ = writeln!(io::stderr().lock(), "{}", human::plain(text));
         }
     }
 }

@@ -331,6 +331,10 @@ fn read_swarm_key(file: &Path) -> Result<SwarmKey, CliError> {
 
 /// `IP:PORT`, or the URL by which clients call the same place.
 fn rpc_addr(text: &str) -> Result<SocketAddr, CliError> {
+    if text.starts_with("https://") {
+        return Err(CliError::usage(format!("{text:?} cannot be: the RPC speaks plain HTTP"))
+            .hint("write http://, and let a proxy before it speak TLS"));
+    }
     let addr = text.strip_prefix("http://").unwrap_or(text);
     addr.strip_suffix('/').unwrap_or(addr).parse().map_err(|_| {
         CliError::usage(format!("{text:?} is no place for the RPC"))
