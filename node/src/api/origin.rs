@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What to write to an origin.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct OriginSyncRequest {
     /// A model id, a prefix of one, an alias, or a signed name.
     pub model: String,
