@@ -4,11 +4,15 @@
 //! rates in bytes per second, and every field says its unit where that is not enough. Model ids are
 //! written `surf:` and 64 hexadecimal digits, peers as libp2p peer ids.
 
+mod embeddings;
+mod names;
 mod origin;
 mod publish;
 
 use serde::{Deserialize, Serialize};
 
+pub use embeddings::{EmbedResult, Embedding, EmbeddingUsage, Embeddings, Vector};
+pub use names::{LookUpRequest, NameInfo, NameRequest};
 pub use origin::{OriginSyncRequest, OriginSynced};
 pub use publish::{
     PublishEvent, PublishPhase, PublishProgress, PublishRequest, Published, Quality, Quantized,
@@ -410,42 +414,6 @@ pub struct ModelRequest {
     pub model: String,
 }
 
-/// Which name to publish, and for which model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NameRequest {
-    /// The name.
-    pub name: String,
-    /// A model id, a prefix of one, an alias, or a signed name.
-    pub model: String,
-}
-
-/// A signed name, `PEER/NAME`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct NameInfo {
-    /// The name, without the peer.
-    pub name: String,
-    /// Who published it.
-    pub peer: String,
-    /// The id of the model that it means.
-    pub model: String,
-    /// The number of the record. Of two records the larger counts.
-    pub sequence: u64,
-    /// Until when the record is good, in seconds since 1970. Publishers renew it before.
-    pub expires: u64,
-    /// The model that the name meant before, if it was set just now and meant another.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub moved_from: Option<String>,
-}
-
-/// Which name to look up.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LookUpRequest {
-    /// `PEER/NAME`.
-    pub name: String,
-}
-
 /// How a part of the node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
@@ -498,56 +466,6 @@ pub const TOLERANCE_DEFAULT: f64 = 1e-3;
 
 fn tolerance_default() -> f64 {
     TOLERANCE_DEFAULT
-}
-
-/// Texts as vectors, as OpenAI's API writes them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Embeddings {
-    /// `list`.
-    pub object: String,
-    /// One for each text, in their order.
-    pub data: Vec<Embedding>,
-    /// The model, as the client called it.
-    pub model: String,
-    /// What was read for it.
-    pub usage: EmbeddingUsage,
-}
-
-/// A text as a vector.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Embedding {
-    /// `embedding`.
-    pub object: String,
-    /// Which of the texts it is, from 0.
-    pub index: usize,
-    /// The vector.
-    pub embedding: Vector,
-}
-
-/// A vector, in one of two spellings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Vector {
-    /// Its elements.
-    Floats(Vec<f32>),
-    /// The base64 of its elements, each as four bytes, little-endian.
-    Base64(String),
-}
-
-/// Tokens of the texts that were embedded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EmbeddingUsage {
-    /// Tokens of all texts.
-    pub prompt_tokens: usize,
-    /// The same: nothing is generated.
-    pub total_tokens: usize,
-}
-
-/// Texts as vectors, in the order of the texts: what `surf-node embed --json` writes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct EmbedResult {
-    /// One for each text.
-    pub data: Vec<Vec<f32>>,
 }
 
 /// How a generation went: the `surf` object of a final chunk or whole answer of `/v1/…`.
