@@ -41,7 +41,7 @@ pub fn config(dir: &Path, bootstrap: &[String], memory: u64) -> Config {
         store: config::Store { dir: dir.join("store"), quota: 64 << 30 },
         members: Members::default(),
         swarm: config::Swarm {
-            listen: any,
+            listen: vec![any],
             bootstrap: bootstrap.to_vec(),
             mdns: false,
             relay: config::Relay::default(),

@@ -106,6 +106,28 @@ async fn steal(swarm: &mut Swarm<Malicious>, full: &FullName) -> SignedName {
     SignedName::decode(&value).unwrap()
 }
 
+/// Whether `node` itself answers with a record of a name.
+async fn keeps(swarm: &mut Swarm<Malicious>, node: &Node, full: &FullName) -> bool {
+    let (peer, _) = tcp_addr(node);
+    let query = swarm.behaviour_mut().kad.get_record(key_of(full));
+    let mut found = false;
+    drive(swarm, |event| match event {
+        SwarmEvent::Behaviour(MaliciousEvent::Kad(kad::Event::OutboundQueryProgressed {
+            id,
+            result: QueryResult::GetRecord(result),
+            step,
+            ..
+        })) if id == query => {
+            if let Ok(GetRecordOk::FoundRecord(record)) = result {
+                found |= record.peer == Some(peer);
+            }
+            step.last.then_some(found)
+        }
+        _ => None,
+    })
+    .await
+}
+
 /// Keeps `value` under the key of `full`, and puts it to `nodes`.
 async fn spread(swarm: &mut Swarm<Malicious>, full: &FullName, value: Vec<u8>, nodes: &[&Node]) {
     let record = Record::new(key_of(full), value);
@@ -249,7 +271,15 @@ async fn a_publisher_that_comes_back_goes_on_publishing() {
     };
     timeout(SOON, known).await.expect("it is put again");
     // `c` may have asked the publisher itself, a moment before that puts it.
-    sleep(Duration::from_secs(5)).await;
+    let full: FullName = name.parse().unwrap();
+    let mut observer = malicious();
+    intrude(&mut observer, &[&b.node]).await;
+    let kept = async {
+        while !keeps(&mut observer, &b.node, &full).await {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(SOON, kept).await.expect("it has come to b");
     // And `b` keeps it when the publisher has gone.
     a.node.stop().await;
     drop(a);

@@ -264,7 +264,8 @@ async fn an_outsider_gets_a_nonce_of_the_control_plane_and_nothing_else() {
     for key in [None, Some(SwarmKey::generate())] {
         let (relay, counts) = counting(control).await;
         let bootstrap = vec![format!("/ip4/127.0.0.1/tcp/{}/p2p/{id}", relay.port())];
-        let config = config::Swarm { listen: ANY, bootstrap, mdns: false, relay: config::Relay::default() };
+        let config =
+            config::Swarm { listen: vec![ANY], bootstrap, mdns: false, relay: config::Relay::default() };
         let members = Members { key, ..Members::default() };
         let (outsider, _) = swarm::start(&Identity::generate(), &config, &members, ANY).await.unwrap();
         let answered = async {

@@ -185,8 +185,12 @@ async fn a_cold_start_computes_before_the_model_is_here_and_fetches_nothing_twic
     let endpoint = transfer::Endpoint::bind(&identity, &config, &Members::default()).unwrap();
     let slow = Slow { store: publisher.node.store().clone(), turn: Mutex::default() };
     endpoint.serve(Arc::new(slow)).unwrap();
-    let control =
-        config::Swarm { listen: any, bootstrap: Vec::new(), mdns: false, relay: config::Relay::default() };
+    let control = config::Swarm {
+        listen: vec![any],
+        bootstrap: Vec::new(),
+        mdns: false,
+        relay: config::Relay::default(),
+    };
     let (swarm, listening) =
         swarm::start(&identity, &control, &Members::default(), endpoint.local_addr()).await.unwrap();
     let id = model.parse().unwrap();

@@ -91,6 +91,12 @@ pub struct ReachStatus {
     pub relays: Vec<String>,
     /// Whether it relays for others.
     pub relaying: bool,
+    /// What is wrong with nodes that the user named to join through, one sentence each.
+    #[serde(default)]
+    pub unreached: Vec<String>,
+    /// Whether another node runs with this node's identity, as when a data folder was copied.
+    #[serde(default)]
+    pub shared_identity: bool,
 }
 
 /// What the store holds.

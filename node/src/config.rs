@@ -45,8 +45,8 @@ pub struct Store {
 #[derive(Clone, Debug)]
 pub struct Swarm {
     /// Where to listen, QUIC and TCP on the same port; in a private swarm, TCP only. Port 0 lets the
-    /// system choose.
-    pub listen: SocketAddr,
+    /// system choose. `[::]` means all addresses of both families.
+    pub listen: Vec<SocketAddr>,
     /// Multiaddresses of nodes to join through, each ending in `/p2p/…`.
     pub bootstrap: Vec<String>,
     /// Whether to find nodes of the same network by multicast DNS.

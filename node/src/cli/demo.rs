@@ -201,7 +201,7 @@ async fn start(home: &Path, name: &str, through: Option<&Node>, memory: u64) -> 
         data_dir: dir,
         members: Members::default(),
         swarm: config::Swarm {
-            listen: any,
+            listen: vec![any],
             bootstrap: through.map(|node| node.listen().to_vec()).unwrap_or_default(),
             mdns: false,
             relay: config::Relay::default(),

@@ -151,7 +151,8 @@ fn reach(reach: &api::ReachStatus) -> String {
         relays => format!(", met through {relays} relays"),
     };
     let relaying = if reach.relaying { ", relays for others" } else { "" };
-    format!("{}{relays}{relaying}", reach.outlook)
+    let shared = if reach.shared_identity { ", another node has this one's identity" } else { "" };
+    format!("{}{relays}{relaying}{shared}", reach.outlook)
 }
 
 fn status(status: &api::Status) -> String {
@@ -187,6 +188,7 @@ fn status(status: &api::Status) -> String {
         facts.extend(limit::facts(&status.limits));
     }
     facts.extend(status.listen.iter().map(|addr| ("listen", addr.clone())));
+    facts.extend(status.reach.unreached.iter().map(|why| ("warning", why.clone())));
     facts.extend(status.loaded.iter().map(|model| ("loaded", loaded(model))));
     facts.extend(status.transfers.iter().map(|transfer| ("fetching", self::transfer(transfer))));
     human::pairs(&facts)

@@ -39,9 +39,10 @@ const CONNECTIONS_MAX: u32 = 16_384;
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(crate) struct Settings {
     /// Where to listen for other nodes: the control plane, QUIC and TCP (with a swarm key, TCP only)
-    /// [default: 0.0.0.0:8470]
-    #[arg(long, env = "SURF_LISTEN", value_name = "IP:PORT")]
-    pub(crate) listen: Option<SocketAddr>,
+    /// [default: 0.0.0.0:8470]. [::]:PORT is all addresses of IPv4 and IPv6. May be given many times
+    #[arg(long, env = "SURF_LISTEN", value_name = "IP:PORT", value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_many")]
+    pub(crate) listen: Vec<SocketAddr>,
     /// Where to listen for other nodes: the data plane, QUIC [default: 0.0.0.0:8472]
     #[arg(long, env = "SURF_TRANSFER", value_name = "IP:PORT")]
     pub(crate) transfer: Option<SocketAddr>,
@@ -226,7 +227,7 @@ impl Settings {
     pub(crate) fn or(self, below: Self) -> Self {
         let list = |above: Vec<String>, below| if above.is_empty() { below } else { above };
         Self {
-            listen: self.listen.or(below.listen),
+            listen: if self.listen.is_empty() { below.listen } else { self.listen },
             transfer: self.transfer.or(below.transfer),
             rpc: self.rpc.or(below.rpc),
             bootstrap: list(self.bootstrap, below.bootstrap),
@@ -262,7 +263,7 @@ impl Settings {
             members: Members { key, access },
             store: config::Store { dir: store_dir(&data_dir), quota },
             swarm: config::Swarm {
-                listen: self.listen.unwrap_or(LISTEN_DEFAULT),
+                listen: if self.listen.is_empty() { vec![LISTEN_DEFAULT] } else { self.listen },
                 bootstrap: self.bootstrap,
                 mdns: !self.no_mdns.unwrap_or(false),
                 relay: config::Relay {
@@ -291,6 +292,20 @@ impl Settings {
             data_dir,
         })
     }
+}
+
+/// An address, or a list of them.
+fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected IP:PORT, or a list of them")]
+    enum OneOrMany {
+        One(SocketAddr),
+        Many(Vec<SocketAddr>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(addr) => vec![addr],
+        OneOrMany::Many(addrs) => addrs,
+    })
 }
 
 /// Where in its folder a node keeps its chunks and their index.

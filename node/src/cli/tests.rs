@@ -191,7 +191,7 @@ fn flags_go_before_the_file_and_the_file_before_defaults() {
     let settings = join("join --listen 0.0.0.0:2 --no-mdns=false --cache-size 50%").or(file);
     let machine = Machine { memory: None, disk: Some(1000) };
     let config = settings.resolve("/d".into(), machine).unwrap();
-    assert_eq!(config.swarm.listen.port(), 2);
+    assert_eq!(config.swarm.listen, ["0.0.0.0:2".parse().unwrap()]);
     assert!(config.swarm.mdns);
     assert_eq!(config.transfer.limits, crate::config::Limits::default());
     assert_eq!((config.engine.memory, config.store.quota), (1 << 30, 500));

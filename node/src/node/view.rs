@@ -25,6 +25,8 @@ impl Node {
                 outlook: reach.outlook.to_string(),
                 relays: reach.relays.iter().map(ToString::to_string).collect(),
                 relaying: reach.serves,
+                unreached: reach.unreached,
+                shared_identity: reach.shared_identity,
             });
         Status {
             peer_id: self.peer_id(),

@@ -45,10 +45,17 @@ pub(super) fn node(addr: &Multiaddr) -> Option<PeerId> {
     }
 }
 
+/// Whether `addr` means nothing without the name of an interface.
+pub(super) fn is_link_local(addr: &Multiaddr) -> bool {
+    matches!(ip(addr), Some(IpAddr::V6(ip)) if ip.is_unicast_link_local())
+}
+
 /// `addrs` of `peer`, as others can use them: QUIC before TCP, loopback last.
 pub(super) fn complete(addrs: &[Multiaddr], peer: PeerId) -> Vec<String> {
-    let mut addrs: Vec<_> = addrs.iter().collect();
-    addrs.sort_by_key(|addr| (is_loopback(addr), addr.iter().any(|part| matches!(part, Protocol::Tcp(_)))));
+    let is_tcp = |addr: &Multiaddr| addr.iter().any(|part| matches!(part, Protocol::Tcp(_)));
+    let is_v6 = |addr: &Multiaddr| ip(addr).is_some_and(|ip| ip.is_ipv6());
+    let mut addrs: Vec<_> = addrs.iter().filter(|addr| !is_link_local(addr)).collect();
+    addrs.sort_by_key(|addr| (is_loopback(addr), is_tcp(addr), is_v6(addr)));
     addrs.into_iter().map(|addr| addr.clone().with(Protocol::P2p(peer)).to_string()).collect()
 }
 

@@ -27,16 +27,27 @@ pub(super) struct Book {
 #[derive(Debug)]
 struct Entry {
     sequence: u64,
+    /// As it was signed.
+    record: Vec<u8>,
     peer: Peer,
     used: u64,
 }
 
 impl Book {
-    /// Keeps `contact`, unless a later one of the same peer is known. `seen_at` is where the peer's
-    /// control connection comes from: the one of its addresses that surely leads to it.
-    pub(super) fn met(&mut self, id: PeerId, contact: &Contact, seen_at: Option<IpAddr>) {
-        if self.entries.get(&id).is_some_and(|entry| contact.sequence < entry.sequence) {
-            return;
+    /// Keeps `contact`, which was signed as `record`, unless a later one of the same peer is known. `seen_at` is where
+    /// the peer's control connection comes from: the one of its addresses that surely leads to it. Returns
+    /// another record that the peer has signed, if one is known.
+    pub(super) fn met(
+        &mut self,
+        id: PeerId,
+        (contact, record): (&Contact, &[u8]),
+        seen_at: Option<IpAddr>,
+    ) -> Option<Vec<u8>> {
+        let known = self.entries.get(&id).map(|entry| (entry.sequence, entry.record.clone()));
+        if let Some((sequence, record)) = &known
+            && contact.sequence < *sequence
+        {
+            return Some(record.clone());
         }
         let peer = Peer { id: contact.node, addrs: addrs(contact, seen_at) };
         self.forget(&id);
@@ -46,8 +57,10 @@ impl Book {
             self.entries.remove(&oldest);
         }
         self.uses += 1;
-        self.entries.insert(id, Entry { sequence: contact.sequence, peer, used: self.uses });
+        let (sequence, record) = (contact.sequence, record.to_vec());
+        self.entries.insert(id, Entry { sequence, record, peer, used: self.uses });
         self.order.insert(self.uses, id);
+        known.filter(|(known, _)| *known != sequence).map(|(_, record)| record)
     }
 
     /// Where `id` can be asked for chunks, if we have met it.
@@ -102,10 +115,14 @@ mod tests {
     #[test]
     fn the_later_record_counts() {
         let (mut book, id) = (Book::default(), PeerId::random());
-        book.met(id, &contact(2, &["10.0.0.1:5"]), None);
-        book.met(id, &contact(1, &["10.0.0.1:4"]), None);
+        let met = |book: &mut Book, contact: Contact| {
+            book.met(id, (&contact, &contact.sequence.to_le_bytes()[..1]), None)
+        };
+        assert_eq!(met(&mut book, contact(2, &["10.0.0.1:5"])), None);
+        assert_eq!(met(&mut book, contact(1, &["10.0.0.1:4"])), Some(vec![2]), "two that differ");
         assert_eq!(book.peer(&id).unwrap().addrs[0].port(), 5);
-        book.met(id, &contact(3, &["10.0.0.1:6"]), None);
+        assert_eq!(met(&mut book, contact(2, &["10.0.0.1:5"])), None);
+        assert_eq!(met(&mut book, contact(3, &["10.0.0.1:6"])), Some(vec![2]));
         assert_eq!(book.peer(&id).unwrap().addrs[0].port(), 6);
     }
 
@@ -123,10 +140,10 @@ mod tests {
         let mut book = Book::default();
         let ids: Vec<_> = (0..=PEERS_MAX).map(|_| PeerId::random()).collect();
         for id in &ids[..PEERS_MAX] {
-            book.met(*id, &contact(1, &[]), None);
+            book.met(*id, (&contact(1, &[]), &[]), None);
         }
         book.peer(&ids[0]).unwrap();
-        book.met(ids[PEERS_MAX], &contact(1, &[]), None);
+        book.met(ids[PEERS_MAX], (&contact(1, &[]), &[]), None);
         assert!(book.look(&ids[0]).is_some() && book.look(&ids[1]).is_none());
         assert_eq!((book.entries.len(), book.order.len()), (PEERS_MAX, PEERS_MAX));
     }

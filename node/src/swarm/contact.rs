@@ -92,12 +92,18 @@ pub(super) struct Ours {
     /// The addresses of this host that the control plane listens on.
     ips: BTreeSet<IpAddr>,
     sequence: u64,
+    /// The sequence numbers of the records that this process has made, or the last of them.
+    issued: BTreeSet<u64>,
     encoded: Vec<u8>,
 }
 
+/// Sequence numbers that are remembered.
+const ISSUED_MAX: usize = 64;
+
 impl Ours {
     pub(super) fn new(identity: Identity, data: SocketAddr) -> Self {
-        let mut ours = Self { identity, data, ips: BTreeSet::new(), sequence: 0, encoded: Vec::new() };
+        let (ips, issued) = (BTreeSet::new(), BTreeSet::new());
+        let mut ours = Self { identity, data, ips, sequence: 0, issued, encoded: Vec::new() };
         ours.encode();
         ours
     }
@@ -117,6 +123,17 @@ impl Ours {
         self.ips.remove(&ip) && self.data.ip().is_unspecified() && self.encode()
     }
 
+    /// Makes the record anew, with a larger sequence number.
+    pub(super) fn renew(&mut self) {
+        self.encode();
+    }
+
+    /// Whether a record with our signature and this number was made by another process that runs, or ran, beside this
+    /// one. What is older than our first may be from an earlier run.
+    pub(super) fn is_from_another(&self, sequence: u64) -> bool {
+        self.issued.first().is_some_and(|first| *first < sequence) && !self.issued.contains(&sequence)
+    }
+
     #[expect(
         clippy::disallowed_methods,
         reason = "only the wall clock grows across restarts; nothing waits for it"
@@ -126,6 +143,10 @@ impl Ours {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         self.sequence = now_ms.max(self.sequence.saturating_add(1));
+        self.issued.insert(self.sequence);
+        if ISSUED_MAX < self.issued.len() {
+            self.issued.pop_first();
+        }
         let addrs = advertised(self.data, &self.ips);
         let contact = Contact { node: self.identity.node_id(), sequence: self.sequence, addrs };
         let signed = SignedContact::new(contact, |bytes| self.identity.sign(bytes));
@@ -180,5 +201,18 @@ mod tests {
             before = now;
         }
         assert_eq!(before.contact().addrs.len(), CONTACT_ADDRS_MAX);
+    }
+
+    #[test]
+    fn records_of_a_copy_are_told_from_our_own_and_from_those_of_earlier_runs() {
+        let identity = Identity::generate();
+        let mut ours = Ours::new(identity, "[::]:9".parse().unwrap());
+        let first = ours.sequence;
+        for _ in 0..200 {
+            ours.renew();
+            assert!(!ours.is_from_another(first) && !ours.is_from_another(ours.sequence));
+        }
+        assert!(!ours.is_from_another(first - 1_000));
+        assert!(ours.is_from_another(ours.sequence + 1));
     }
 }

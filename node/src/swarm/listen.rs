@@ -1,7 +1,11 @@
 //! Making the libp2p swarm, and listening: QUIC and TCP on the same port number; in a private swarm, TCP
-//! only.
+//! only. `[::]` means all addresses of both families, as with other servers; libp2p's sockets have one family each,
+//! so there are two of each kind, with the same port.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use futures::StreamExt;
 use libp2p::{
@@ -23,6 +27,8 @@ use tokio::{sync::mpsc, time::timeout};
 use super::{
     ListenError, addrs,
     behaviour::{Behaviour, BehaviourEvent},
+    crowd::Busy,
+    gate::Gate,
     reach::Reach,
 };
 use crate::{config, fetch::Incoming, identity::Identity, members::Members};
@@ -64,7 +70,7 @@ pub(super) fn build(
     identity: &Identity,
     config: &config::Swarm,
     members: &Members,
-    incoming: mpsc::Sender<Incoming>,
+    (incoming, busy): (mpsc::Sender<Incoming>, Busy),
 ) -> Result<Swarm<Behaviour>, BoxError> {
     let keypair = identity.keypair();
     let transport = match &members.key {
@@ -73,12 +79,13 @@ pub(super) fn build(
     };
     let swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
-        .with_other_transport(|_| transport)?
+        .with_other_transport(|_| Gate::new(transport))?
         .with_dns()?
         .with_relay_client(noise::Config::new, yamux::Config::default)?
         .with_behaviour(|keypair, places| {
-            let reach = Reach::new(keypair.public().to_peer_id(), places, config.relay, incoming);
-            Behaviour::new(keypair, config.mdns, members.access.clone(), reach)
+            let me = keypair.public().to_peer_id();
+            let reach = Reach::new(me, places, config.relay, (incoming, busy.clone()));
+            Behaviour::new(keypair, config.mdns, members.access.clone(), reach, busy)
         })?
         .with_swarm_config(|config| config.with_idle_connection_timeout(UNUSED_MAX))
         .build();
@@ -114,28 +121,33 @@ fn tcp_transport() -> tcp::tokio::Transport {
     tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
 }
 
-/// Listens on `addr`, and says where that is.
-pub(super) async fn listen(
+/// Listens on all of `addrs`, and says where that is.
+pub(super) async fn listen_all(
     swarm: &mut Swarm<Behaviour>,
-    addr: SocketAddr,
+    addrs: &[SocketAddr],
     is_private: bool,
 ) -> Result<Bound, ListenError> {
-    let failed = |cause: BoxError| ListenError::Address { addr, cause };
-    let mut tries = if addr.port() == 0 { PORTS_TRIED } else { 1 };
-    let mut bound = loop {
-        tries -= 1;
-        let mut bound = Bound::default();
-        let listening = match is_private {
-            true => listen_on_tcp(swarm, addr, &mut bound).await,
-            false => listen_on_both(swarm, addr, &mut bound).await,
-        };
-        match listening {
-            Ok(()) => break bound,
-            Err(cause) if tries == 0 => return Err(failed(cause)),
-            Err(cause) => tracing::debug!(%cause, "trying another port"),
+    let mut bound = Bound::default();
+    for (at, &addr) in addrs.iter().enumerate() {
+        if addr.port() != 0 && addrs[..at].contains(&addr) {
+            continue;
         }
-    };
-    if addr.ip().is_unspecified() {
+        let failed = |cause: BoxError| ListenError::Address { addr, cause };
+        let is_any_v4 = |addr: &SocketAddr| addr.ip() == Ipv4Addr::UNSPECIFIED;
+        let both = addr.ip() == Ipv6Addr::UNSPECIFIED && !addrs.iter().any(is_any_v4);
+        let addr = if both { or_v4(addr) } else { addr };
+        let any_v4 = (both && addr.is_ipv6()).then_some(Ipv4Addr::UNSPECIFIED);
+        let mut tries = if addr.port() == 0 { PORTS_TRIED } else { 1 };
+        loop {
+            tries -= 1;
+            match listen_on(swarm, addr, any_v4, (&mut bound, is_private)).await {
+                Ok(()) => break,
+                Err(cause) if tries == 0 => return Err(failed(cause)),
+                Err(cause) => tracing::debug!(%cause, "trying another port"),
+            }
+        }
+    }
+    if addrs.iter().any(|addr| addr.ip().is_unspecified()) {
         // One address per interface; they come one after the other.
         while let Ok(event) = timeout(MORE_ADDRS, swarm.select_next_some()).await {
             bound.keep(event);
@@ -144,24 +156,82 @@ pub(super) async fn listen(
     Ok(bound)
 }
 
+/// `[::]` with this port, or `0.0.0.0` on a host that has no IPv6.
+fn or_v4(addr: SocketAddr) -> SocketAddr {
+    match std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)) {
+        Ok(_) => addr,
+        Err(error) => {
+            tracing::warn!(%error, "this host has no IPv6; listening for IPv4 alone");
+            SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), addr.port())
+        }
+    }
+}
+
+/// Fails if another program listens on `addr`.
+fn bind_tcp(addr: SocketAddr) -> std::io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // What another connection has left behind is nobody who listens.
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(1)?;
+    Ok(socket)
+}
+
+/// Listens on `addr`, and with the same port on `also`.
+async fn listen_on(
+    swarm: &mut Swarm<Behaviour>,
+    addr: SocketAddr,
+    also: Option<Ipv4Addr>,
+    (bound, is_private): (&mut Bound, bool),
+) -> Result<(), BoxError> {
+    let (listeners, port) = listen_on_one(swarm, addr, (bound, is_private)).await?;
+    let Some(ip) = also else { return Ok(()) };
+    match listen_on_one(swarm, SocketAddr::new(ip.into(), port), (bound, is_private)).await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            for listener in listeners {
+                swarm.remove_listener(listener);
+            }
+            bound.forget(port);
+            Err(error)
+        }
+    }
+}
+
+/// Listens on `addr`. Returns the listeners, and the port.
+async fn listen_on_one(
+    swarm: &mut Swarm<Behaviour>,
+    addr: SocketAddr,
+    (bound, is_private): (&mut Bound, bool),
+) -> Result<(Vec<ListenerId>, u16), BoxError> {
+    match is_private {
+        true => listen_on_tcp(swarm, addr, bound).await,
+        false => listen_on_both(swarm, addr, bound).await,
+    }
+}
+
 async fn listen_on_tcp(
     swarm: &mut Swarm<Behaviour>,
     addr: SocketAddr,
     bound: &mut Bound,
-) -> Result<(), BoxError> {
+) -> Result<(Vec<ListenerId>, u16), BoxError> {
     // libp2p's TCP sockets share their port with those of other programs of the same user. This one does
     // not, so it finds out whether the port is free.
-    drop(std::net::TcpListener::bind(addr)?);
+    drop(bind_tcp(addr)?);
     let tcp = swarm.listen_on(addrs::tcp(addr))?;
-    first_addr(swarm, tcp, bound).await?;
-    Ok(())
+    let port = first_addr(swarm, tcp, bound).await?;
+    Ok((vec![tcp], port))
 }
 
 async fn listen_on_both(
     swarm: &mut Swarm<Behaviour>,
     addr: SocketAddr,
     bound: &mut Bound,
-) -> Result<(), BoxError> {
+) -> Result<(Vec<ListenerId>, u16), BoxError> {
     // UDP first: see `listen_on_tcp`.
     let udp = swarm.listen_on(addrs::quic(addr))?;
     let port = first_addr(swarm, udp, bound).await?;
@@ -169,17 +239,24 @@ async fn listen_on_both(
         Ok(tcp) => tcp,
         Err(error) => {
             swarm.remove_listener(udp);
+            bound.forget(port);
             return Err(error.into());
         }
     };
     if let Err(error) = first_addr(swarm, tcp, bound).await {
         swarm.remove_listener(udp);
+        bound.forget(port);
         return Err(error);
     }
-    Ok(())
+    Ok((vec![udp, tcp], port))
 }
 
 impl Bound {
+    /// Nothing of ours listens on `port` after all.
+    fn forget(&mut self, port: u16) {
+        self.addrs.retain(|addr| addrs::port(addr) != Some(port));
+    }
+
     fn keep(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::NewListenAddr { address, .. } => self.addrs.push(address),

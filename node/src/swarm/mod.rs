@@ -11,14 +11,20 @@ pub mod announcements;
 mod behaviour;
 mod book;
 mod bootstrap;
+mod clock;
 mod contact;
+mod crowd;
+mod fair;
+mod gate;
 mod listen;
 mod lookups;
+mod meeting;
 mod meter;
 pub(crate) mod names;
 mod reach;
 mod records;
 mod task;
+mod twins;
 
 #[cfg(test)]
 mod tests;
@@ -36,7 +42,7 @@ use futures::future::BoxFuture;
 use libp2p::Multiaddr;
 use surf_protocol::{FullName, ModelId, NodeId, SignedName};
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot, watch},
     time::Instant,
 };
 
@@ -68,8 +74,18 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     lookups: Arc<Semaphore>,
     connected: Arc<AtomicUsize>,
+    neighbours: watch::Receiver<Neighbours>,
     meter: Arc<Meter>,
     incoming: Arc<Mutex<Option<mpsc::Receiver<Incoming>>>>,
+}
+
+/// Connected peers that take part in the DHT.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Neighbours {
+    /// How many there are.
+    pub(crate) now: usize,
+    /// How many have come so far. Whoever comes may know nothing of what was put before.
+    pub(crate) came: u64,
 }
 
 /// Where the node listens.
@@ -165,7 +181,7 @@ enum Command {
     Providers { key: Key, reply: oneshot::Sender<Vec<Peer>> },
     Peers { reply: oneshot::Sender<Vec<PeerInfo>> },
     Dial { addr: Multiaddr, reply: oneshot::Sender<Result<(), String>> },
-    PutName { name: SignedName, reply: oneshot::Sender<bool> },
+    PutName { name: SignedName, reply: oneshot::Sender<usize> },
     Name { key: [u8; 32], reply: oneshot::Sender<Vec<Vec<u8>>> },
     Reachable { reply: oneshot::Sender<Reachable> },
     Open { peer: NodeId, bulk: bool, reply: oneshot::Sender<Result<reach::Opened, reach::Unopened>> },
@@ -182,12 +198,14 @@ pub async fn start(
     let is_private = members.key.is_some();
     let nodes = bootstrap::parse(&config.bootstrap, is_private)?;
     let (sender, incoming) = reach::incoming();
-    let mut swarm = listen::build(identity, config, members, sender).map_err(ListenError::Setup)?;
-    let bound = listen::listen(&mut swarm, config.listen, is_private).await?;
+    let busy = crowd::Busy::default();
+    let mut swarm = listen::build(identity, config, members, (sender, busy)).map_err(ListenError::Setup)?;
+    let bound = listen::listen_all(&mut swarm, &config.listen, is_private).await?;
     let listening = Listening { addrs: addrs::complete(&bound.addrs, *swarm.local_peer_id()) };
     let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
     let (connected, meter) = (Arc::default(), Arc::default());
-    let counts = (Arc::clone(&connected), Arc::clone(&meter));
+    let (told_neighbours, neighbours) = watch::channel(Neighbours::default());
+    let counts = (Arc::clone(&connected), Arc::clone(&meter), told_neighbours);
     let ours = contact::Ours::new(identity.clone(), data);
     let reach = reach::State::new(config.relay);
     let mut task = task::Task::new(swarm, receiver, counts, nodes, ours, reach, is_private);
@@ -198,11 +216,14 @@ pub async fn start(
     tokio::spawn(task.run());
     let lookups = Arc::new(Semaphore::new(LOOKUPS_MAX));
     let incoming = Arc::new(Mutex::new(Some(incoming)));
-    let handle = Handle { commands, lookups, connected, meter, incoming };
+    let handle = Handle { commands, lookups, connected, neighbours, meter, incoming };
     Ok((handle, listening))
 }
 
 impl Handle {
+    /// Nodes of the DHT that a record goes to.
+    pub const REPLICAS: usize = behaviour::REPLICAS.get();
+
     /// The peers that we are connected to, ordered by id. Empty when the node is shutting down.
     pub async fn peers(&self) -> Vec<PeerInfo> {
         self.ask(|reply| Command::Peers { reply }).await.unwrap_or_default()
@@ -216,6 +237,11 @@ impl Handle {
     /// How many peers we are connected to.
     pub fn connected(&self) -> usize {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// The connected peers that take part in the DHT, now and as they change.
+    pub(crate) fn neighbours(&self) -> watch::Receiver<Neighbours> {
+        self.neighbours.clone()
     }
 
     /// What the DHT has cost this node so far.
@@ -241,8 +267,9 @@ impl Handle {
         dialled.map_err(|cause| JoinError::Refused { addr: multiaddr.to_owned(), cause })
     }
 
-    /// Puts one of this node's own names into the DHT. True if another node keeps it now.
-    pub async fn put_name(&self, name: SignedName) -> Result<bool, DirectoryError> {
+    /// Puts one of this node's own names into the DHT. Returns how many other nodes keep it now; it goes to
+    /// [`Handle::REPLICAS`] at most.
+    pub async fn put_name(&self, name: SignedName) -> Result<usize, DirectoryError> {
         self.ask(|reply| Command::PutName { name, reply }).await
     }
 

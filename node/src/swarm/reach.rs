@@ -9,6 +9,7 @@
 //!   `tunnel`). Chunks go through a relay only if its owner and both ends allow it.
 //! - If others can dial us, we relay, within [`circuits`].
 
+mod counted;
 mod outlook;
 mod relays;
 mod sifted;
@@ -34,7 +35,11 @@ use tokio::{sync::mpsc, time::Instant};
 use tracing::{debug, info, trace};
 
 use self::{outlook::Evidence, relays::Relays, streams::Streams};
-use super::{addrs, task::Task};
+use super::{
+    addrs,
+    crowd::{Busy, Guard},
+    task::Task,
+};
 use crate::{
     config::{Relay, Relaying},
     fetch::{Incoming, Route},
@@ -77,7 +82,7 @@ impl Reach {
         me: PeerId,
         places: relay::client::Behaviour,
         config: Relay,
-        incoming: mpsc::Sender<Incoming>,
+        streams: (mpsc::Sender<Incoming>, Busy),
     ) -> Self {
         let testing = autonat::v2::client::Config::default().with_probe_interval(PROBE_INTERVAL);
         let mut relay = relay::Behaviour::new(me, circuits(config.bulk));
@@ -88,7 +93,7 @@ impl Reach {
             dcutr: dcutr::Behaviour::new(me),
             tested: autonat::v2::client::Behaviour::new(rand::make_rng(), testing),
             tests: autonat::v2::server::Behaviour::default(),
-            streams: Streams::new(incoming),
+            streams: Streams::new(streams),
         }
     }
 }
@@ -194,6 +199,10 @@ pub struct Reachable {
     pub relays: Vec<NodeId>,
     /// Whether it relays for others.
     pub serves: bool,
+    /// What is wrong with nodes that the user named to join through.
+    pub unreached: Vec<String>,
+    /// Whether another node runs with this node's identity, so that others reach now one and now the other.
+    pub shared_identity: bool,
 }
 
 /// Why there is no stream.
@@ -211,7 +220,13 @@ impl Task {
     /// How we are reached.
     pub(super) fn reachable(&self) -> Reachable {
         let relays = self.reach.met_through.iter().filter_map(|relay| node_id(*relay)).collect();
-        Reachable { outlook: self.reach.outlook, relays, serves: self.reach.serves() }
+        Reachable {
+            outlook: self.reach.outlook,
+            relays,
+            serves: self.reach.serves(),
+            unreached: self.seeds.unreached(),
+            shared_identity: self.twins.found(),
+        }
     }
 
     /// Does what is due.
@@ -289,6 +304,9 @@ impl Task {
     pub(super) fn parted(&mut self, peer: &PeerId) {
         self.reach.relays.gone(peer);
         self.reach.bulk.remove(peer);
+        for why in [Guard::Relay, Guard::Relayed] {
+            self.swarm.behaviour_mut().crowd.unguard(peer, why);
+        }
     }
 
     /// A listener was closed. True if it was a place at a relay.
@@ -296,6 +314,7 @@ impl Task {
         let relay = self.reach.places.remove(&listener);
         if let Some(relay) = &relay {
             self.reach.met_through.remove(relay);
+            self.swarm.behaviour_mut().crowd.unguard(relay, Guard::Relay);
             debug!(%relay, "the place at a relay is lost, or was refused");
             self.reach.relays.lost(relay, Instant::now());
         }
@@ -323,6 +342,7 @@ impl Task {
             ReachEvent::Places(Place::ReservationReqAccepted { relay_peer_id, renewal, limit }) => {
                 self.reach.learned(relay_peer_id, limit.and_then(|limit| limit.data_in_bytes()));
                 self.reach.met_through.insert(relay_peer_id);
+                self.swarm.behaviour_mut().crowd.guard(relay_peer_id, Guard::Relay);
                 if !renewal {
                     info!(relay = %relay_peer_id, "others can meet us through a relay");
                     // What we said before was without the address that leads here.
@@ -332,6 +352,13 @@ impl Task {
             ReachEvent::Places(Place::OutboundCircuitEstablished { relay_peer_id, limit }) => {
                 self.reach.learned(relay_peer_id, limit.and_then(|limit| limit.data_in_bytes()));
             }
+            ReachEvent::Relay(relay::Event::ReservationReqAccepted { src_peer_id, .. }) => {
+                self.swarm.behaviour_mut().crowd.guard(src_peer_id, Guard::Relayed);
+            }
+            ReachEvent::Relay(
+                relay::Event::ReservationTimedOut { src_peer_id }
+                | relay::Event::ReservationClosed { src_peer_id },
+            ) => self.swarm.behaviour_mut().crowd.unguard(&src_peer_id, Guard::Relayed),
             ReachEvent::Dcutr(dcutr::Event { remote_peer_id: peer, result }) => match result {
                 Ok(_) => debug!(%peer, "a way through the NAT is open"),
                 Err(error) => debug!(%peer, %error, "no way through the NAT"),

@@ -5,6 +5,7 @@
 //! when to answer are pure, beside this file. And it holds no bytes of chunks.
 
 mod events;
+mod joining;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -26,22 +27,28 @@ use libp2p::{
 };
 use surf_protocol::{NodeId, SignedContact, SignedName};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},
 };
 use tracing::debug;
 
 use super::{
-    Command, PeerInfo, addrs,
+    Command, Neighbours, PeerInfo, addrs,
     announcements::{Announcements, BOUNDS, Step},
-    behaviour::Behaviour,
+    behaviour::{Behaviour, REPLICAS},
     book::Book,
-    bootstrap::{Nodes, Retry},
+    bootstrap::{Nodes, Retry, Seeds},
+    clock::Clock,
     clock_unix,
     contact::Ours,
+    crowd::Guard,
+    fair::Place,
     lookups::{Lookups, Whereabouts},
+    meeting::Meeting,
     meter::Meter,
-    names, reach, records,
+    names, reach,
+    records::{self, Source},
+    twins::Twins,
 };
 use crate::{
     fetch::{Key, Route},
@@ -55,8 +62,11 @@ const ANNOUNCING_MAX: usize = 16;
 /// How often expired records of others are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// The longest the task sleeps.
-const NAP_MAX: Duration = Duration::from_secs(60);
+/// The longest the task sleeps: it should notice soon that the machine has slept.
+const NAP_MAX: Duration = Duration::from_secs(5);
+
+/// What others see of the task.
+pub(super) type Counts = (Arc<AtomicUsize>, Arc<Meter>, watch::Sender<Neighbours>);
 
 /// Who asks for a name, and the records that were answered so far.
 type Naming = (oneshot::Sender<Vec<Vec<u8>>>, Vec<Vec<u8>>);
@@ -66,22 +76,29 @@ pub(super) struct Task {
     commands: mpsc::Receiver<Command>,
     connected: Arc<AtomicUsize>,
     pub(super) meter: Arc<Meter>,
-    bootstrap: Nodes,
+    pub(super) seeds: Seeds,
+    /// When to dial again those that we knew, while we are alone.
     retry: Retry,
+    /// Addresses that the user named, with this node's own id.
+    own: joining::Own,
+    clock: Clock,
+    pub(super) twins: Twins,
+    /// Since when, and how often, a peer was handed what another process may have signed for it.
+    handed: HashMap<PeerId, (Instant, u32)>,
     pub(super) ours: Ours,
     peers: BTreeMap<PeerId, Met>,
     /// Connected peers that take part in the DHT.
     neighbours: HashSet<PeerId>,
+    told_neighbours: watch::Sender<Neighbours>,
     book: Book,
     lookups: Lookups,
-    /// Providers that are being dialled or asked for their contact.
-    meeting: HashSet<PeerId>,
+    meeting: Meeting,
     /// Queries for the addresses of providers.
     locating: HashMap<QueryId, PeerId>,
     pub(super) announcements: Announcements,
     announcing: HashSet<QueryId>,
     /// Names on their way out, and questions for names with what was answered so far.
-    putting: HashMap<QueryId, oneshot::Sender<bool>>,
+    putting: HashMap<QueryId, oneshot::Sender<usize>>,
     naming: HashMap<QueryId, Naming>,
     swept: Instant,
     /// Whether there is a swarm key.
@@ -98,30 +115,37 @@ struct Met {
 
 impl Task {
     pub(super) fn new(
-        swarm: Swarm<Behaviour>,
+        mut swarm: Swarm<Behaviour>,
         commands: mpsc::Receiver<Command>,
-        (connected, meter): (Arc<AtomicUsize>, Arc<Meter>),
+        (connected, meter, told_neighbours): Counts,
         mut bootstrap: Nodes,
         ours: Ours,
         reach: reach::State,
         is_private: bool,
     ) -> Self {
         let now = Instant::now();
-        // One list for all nodes of a swarm is convenient; nobody dials itself.
-        bootstrap.remove(swarm.local_peer_id());
+        // One list for all nodes of a swarm is convenient.
+        let own = joining::Own::new(bootstrap.remove(swarm.local_peer_id()), now);
+        let seeds = Seeds::new(bootstrap, now);
+        seeds.peers().for_each(|peer| swarm.behaviour_mut().crowd.guard(peer, Guard::Named));
         Self {
             swarm,
             commands,
             connected,
             meter,
-            bootstrap,
+            seeds,
             retry: Retry::new(now),
+            own,
+            clock: Clock::new(now, clock_unix()),
+            twins: Twins::default(),
+            handed: HashMap::new(),
             ours,
             peers: BTreeMap::new(),
             neighbours: HashSet::new(),
+            told_neighbours,
             book: Book::default(),
             lookups: Lookups::default(),
-            meeting: HashSet::new(),
+            meeting: Meeting::default(),
             locating: HashMap::new(),
             announcements: Announcements::new(BOUNDS, now),
             announcing: HashSet::new(),
@@ -135,6 +159,9 @@ impl Task {
 
     /// The swarm listens on `addr`.
     pub(super) fn listens_on(&mut self, addr: &Multiaddr) {
+        if addrs::is_link_local(addr) {
+            return;
+        }
         // Kademlia tells others our external addresses with every key. Until something finds out how we
         // look from outside, they are the addresses of our interfaces; loopback, if there is no other.
         let others = self.swarm.external_addresses().any(|known| !addrs::is_loopback(known));
@@ -151,13 +178,19 @@ impl Task {
         if addrs::ip(addr).is_some_and(|ip| self.ours.add(ip)) {
             self.tell_everyone();
         }
+        // The network may be back.
+        self.hurry_if_alone(Instant::now());
     }
 
     pub(super) async fn run(mut self) {
+        let mut wake = Instant::now();
         loop {
             let now = Instant::now();
+            if let Some(slept) = self.clock.away(now, clock_unix(), wake) {
+                self.awake(now, slept);
+            }
             self.work(now);
-            let wake = self.wake(now);
+            wake = self.wake(now);
             tokio::select! {
                 // Our own questions before the network's: a stranger cannot starve us.
                 biased;
@@ -173,16 +206,17 @@ impl Task {
 
     /// Does what is due, whatever woke us.
     fn work(&mut self, now: Instant) {
-        if self.peers.is_empty() && !self.bootstrap.is_empty() && self.retry.is_due(now) {
-            for (peer, addrs) in self.bootstrap.clone() {
-                if let Err(error) = self.dial(peer, addrs) {
-                    debug!(%peer, %error, "bootstrap node not dialled");
-                }
-            }
+        self.join(now);
+        let behaviour = self.swarm.behaviour_mut();
+        for peer in behaviour.kad.take_heard() {
+            behaviour.crowd.useful(&peer);
         }
         while let Some(key) = self.lookups.next() {
             let query = self.swarm.behaviour_mut().kad.get_providers(record_key(&key));
             self.lookups.begun(key, query, now);
+        }
+        while let Some(peer) = self.meeting.next(now) {
+            self.meet(peer, now);
         }
         self.settle(now);
         while self.announcing.len() < ANNOUNCING_MAX
@@ -200,11 +234,11 @@ impl Task {
     }
 
     fn wake(&self, now: Instant) -> Instant {
-        let alone = self.peers.is_empty() && !self.bootstrap.is_empty();
         let room = self.announcing.len() < ANNOUNCING_MAX;
         let wakes = [
-            alone.then(|| self.retry.wake()),
+            self.wake_to_join(),
             self.lookups.wake(now),
+            self.meeting.wake(),
             room.then(|| self.announcements.wake(now)).flatten(),
         ];
         wakes.into_iter().flatten().min().unwrap_or(now + NAP_MAX).min(now + NAP_MAX)
@@ -213,7 +247,10 @@ impl Task {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Announce { model, keys } => self.announcements.set(model, keys, Instant::now()),
-            Command::Providers { key, reply } => self.lookups.ask(key, reply, Instant::now()),
+            Command::Providers { key, reply } => {
+                self.hurry_if_alone(Instant::now());
+                self.lookups.ask(key, reply, Instant::now());
+            }
             // Whoever no longer waits for a reply need not get one.
             Command::Peers { reply } => drop(reply.send(self.infos())),
             Command::Dial { addr, reply } => {
@@ -224,23 +261,30 @@ impl Task {
             Command::Open { peer, bulk, reply } => self.open(peer, bulk, reply),
             Command::PutName { name, reply } => self.put_name(&name, reply),
             Command::Name { key, reply } => {
+                self.hurry_if_alone(Instant::now());
                 let query = self.swarm.behaviour_mut().kad.get_record(names::record_key(&key));
                 self.naming.insert(query, (reply, Vec::new()));
             }
         }
     }
 
-    fn put_name(&mut self, name: &SignedName, reply: oneshot::Sender<bool>) {
+    fn put_name(&mut self, name: &SignedName, reply: oneshot::Sender<usize>) {
+        let is_alone = self.neighbours.is_empty();
         let kad = &mut self.swarm.behaviour_mut().kad;
         let (key, value) = (names::record_key(&name.full().key()), name.encode());
-        if let Err(error) = kad.store_mut().names.offer(&key, &value, clock_unix()) {
+        if let Err(error) = kad.store_mut().names.offer(&key, &value, None, clock_unix()) {
             debug!(name = %name.full(), %error, "not kept here");
+        }
+        if is_alone {
+            // A connection is not enough: the DHT asks whom identify has introduced.
+            let _ = reply.send(0);
+            return self.hurry_if_alone(Instant::now());
         }
         match kad.put_record(Record::new(key, value), Quorum::All) {
             Ok(query) => drop(self.putting.insert(query, reply)),
             Err(error) => {
                 debug!(name = %name.full(), %error, "not put");
-                let _ = reply.send(false);
+                let _ = reply.send(0);
             }
         }
     }
@@ -274,20 +318,13 @@ impl Task {
         }
     }
 
-    /// Sees to it that we learn where the data plane of `peer` is, which Kademlia has just named.
-    fn meet(&mut self, peer: PeerId) {
-        if peer == *self.swarm.local_peer_id()
-            || self.book.look(&peer).is_some()
-            || !self.meeting.insert(peer)
-        {
-            return;
-        }
+    /// Sees to it that we learn where the data plane of `peer` is, which a look-up has named.
+    fn meet(&mut self, peer: PeerId, now: Instant) {
         if self.peers.contains_key(&peer) {
-            return; // Its contact was asked for when it was connected.
-        }
-        if let Err(error) = self.find(peer) {
+            self.exchange_contacts(&peer);
+        } else if let Err(error) = self.find(peer) {
             debug!(%peer, %error, "provider not dialled");
-            self.meeting.remove(&peer);
+            self.meeting.failed(&peer, now);
         }
     }
 
@@ -308,16 +345,43 @@ impl Task {
 
     /// Keeps the contact record `bytes`, if it is the one of `peer`, which sent it.
     fn keep_contact(&mut self, peer: PeerId, bytes: &[u8]) {
-        self.meeting.remove(&peer);
         let direct = |met: &Met| met.addrs.iter().find(|addr| !addrs::is_relayed(addr)).and_then(addrs::ip);
         let seen_at = self.peers.get(&peer).and_then(direct);
-        match SignedContact::decode(bytes) {
+        let kept = match SignedContact::decode(bytes) {
             Ok(signed) if Some(signed.contact().node) == node_id(peer) => {
-                self.book.met(peer, signed.contact(), seen_at);
+                let other = self.book.met(peer, (signed.contact(), bytes), seen_at);
+                let behaviour = self.swarm.behaviour_mut();
+                behaviour.crowd.useful(&peer);
+                behaviour.kad.store_mut().met(&peer);
+                if let Some(other) = other {
+                    self.hand_over(peer, [bytes.to_vec(), other]);
+                }
+                true
             }
-            Ok(_) => debug!(%peer, "sent somebody else's contact"),
-            Err(error) => debug!(%peer, %error, "sent no contact"),
+            Ok(signed) if Some(signed.contact().node) == node_id(*self.swarm.local_peer_id()) => {
+                self.handed_ours(peer, signed.contact());
+                false
+            }
+            Ok(_) => {
+                debug!(%peer, "sent somebody else's contact");
+                false
+            }
+            Err(error) => {
+                debug!(%peer, %error, "sent no contact");
+                false
+            }
+        };
+        if kept {
+            self.meeting.met(&peer);
+        } else {
+            self.meeting.failed(&peer, Instant::now());
         }
+    }
+
+    /// What is known of `peer`, which offers something for us to keep.
+    fn source(&self, peer: &PeerId) -> Source {
+        let place = self.swarm.behaviour().crowd.place(peer).unwrap_or(Place::UNKNOWN);
+        Source { node: node_id(*peer), place, met: self.book.look(peer).is_some() }
     }
 
     fn exchange_contacts(&mut self, peer: &PeerId) {
@@ -340,13 +404,20 @@ impl Task {
         self.lookups.settle(now, |peer| match book.peer(peer) {
             _ if *peer == me => Whereabouts::Unknown,
             Some(peer) => Whereabouts::Known(peer),
-            None if meeting.contains(peer) => Whereabouts::Coming,
+            None if meeting.is_coming(peer) => Whereabouts::Coming,
             None => Whereabouts::Unknown,
         });
     }
 
     fn count_peers(&self) {
         self.connected.store(self.peers.len(), Ordering::Relaxed);
+    }
+
+    fn count_neighbours(&self, came: bool) {
+        let now = self.neighbours.len();
+        self.told_neighbours.send_modify(|told| {
+            *told = Neighbours { now, came: told.came + u64::from(came) };
+        });
     }
 
     fn infos(&self) -> Vec<PeerInfo> {

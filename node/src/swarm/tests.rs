@@ -5,11 +5,14 @@ use std::net::Ipv4Addr;
 use surf_protocol::ChunkId;
 use tokio::time::{sleep, timeout};
 
+mod joining;
+mod strangers;
+
 use super::*;
 use crate::members::{Access, SwarmKey};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 struct Node {
     id: NodeId,
@@ -19,7 +22,8 @@ struct Node {
 }
 
 fn settings(listen: SocketAddr, bootstrap: &[String]) -> config::Swarm {
-    config::Swarm { listen, bootstrap: bootstrap.to_vec(), mdns: false, relay: config::Relay::default() }
+    let (listen, bootstrap) = (vec![listen], bootstrap.to_vec());
+    config::Swarm { listen, bootstrap, mdns: false, relay: config::Relay::default() }
 }
 
 /// A node whose data plane pretends to be at `port`.

@@ -165,7 +165,7 @@ fn settings(dir: &Path, memory: u64) -> Config {
         store: config::Store { dir: dir.join("store"), quota: u64::MAX },
         members: Members::default(),
         swarm: config::Swarm {
-            listen: any,
+            listen: vec![any],
             bootstrap: Vec::new(),
             mdns: false,
             relay: config::Relay::default(),

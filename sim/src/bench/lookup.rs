@@ -131,7 +131,7 @@ pub async fn run(options: &Options) -> Result<Report, Failed> {
 
 /// The control plane of a node; its data plane only claims to be somewhere.
 async fn start(at: usize, through: &[String]) -> Result<Peer, Failed> {
-    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
     let config =
         config::Swarm { listen, bootstrap: through.to_vec(), mdns: false, relay: config::Relay::default() };
     let data = SocketAddr::from(([127, 0, 0, 1], 1024 + at as u16));

@@ -93,7 +93,7 @@ pub async fn start(manner: Manner, place: &Place, manifest: Arc<Manifest>) -> Re
     let endpoint = quinn::Endpoint::server(tls, place.transfer)?;
     tokio::spawn(serve(endpoint.clone(), manner, Arc::clone(&manifest)));
     let config = config::Swarm {
-        listen: place.listen,
+        listen: vec![place.listen],
         bootstrap: place.bootstrap.clone(),
         mdns: false,
         relay: config::Relay::default(),

@@ -22,7 +22,12 @@ use super::{
     Node, NodeError,
     models::{LOOK_AGAIN, PATIENCE, PATIENCE_AT_START},
 };
-use crate::{api::NameInfo, identity::Identity, store::ResolveError, swarm};
+use crate::{
+    api::NameInfo,
+    identity::Identity,
+    store::ResolveError,
+    swarm::{self, Neighbours},
+};
 
 /// How long a record is good. A publisher may be away for a weekend.
 const LIFE_S: u64 = 48 * 3600;
@@ -35,6 +40,9 @@ const PUT_AGAIN: Duration = Duration::from_secs(4 * 3600);
 
 /// The same, if nobody took it.
 const PUT_AGAIN_FAILED: Duration = Duration::from_secs(5);
+
+/// The same, if fewer than all places of a record were filled and somebody has come who may fill one.
+const PUT_AGAIN_NEW: Duration = Duration::from_millis(500);
 
 /// How often it is looked whether something is to be put.
 const LOOK: Duration = Duration::from_secs(2);
@@ -54,7 +62,7 @@ pub(super) struct Names {
     identity: Identity,
     swarm: swarm::Handle,
     book: Book,
-    /// When each of our own was put last, with its number, and whether anybody took it.
+    /// When each of our own was put last, with its number, and who took it.
     put: std::sync::Mutex<HashMap<String, Put>>,
     fresh: std::sync::Mutex<HashMap<FullName, (Instant, ModelId)>>,
 }
@@ -63,7 +71,10 @@ pub(super) struct Names {
 struct Put {
     sequence: u64,
     at: Instant,
-    taken: bool,
+    /// How many nodes took it.
+    taken: usize,
+    /// How many neighbours had come by then.
+    came: u64,
 }
 
 impl Names {
@@ -85,8 +96,12 @@ impl Names {
     /// Puts a record into the DHT, and notes how that went.
     async fn put(&self, record: SignedName) {
         let (name, sequence) = (record.name().name.clone(), record.name().sequence);
-        let taken = matches!(timeout(PUT_TIME, self.swarm.put_name(record)).await, Ok(Ok(true)));
-        let put = Put { sequence, at: Instant::now(), taken };
+        let came = self.swarm.neighbours().borrow().came;
+        let taken = match timeout(PUT_TIME, self.swarm.put_name(record)).await {
+            Ok(Ok(taken)) => taken,
+            Ok(Err(_)) | Err(_) => 0,
+        };
+        let put = Put { sequence, at: Instant::now(), taken, came };
         self.put.lock().expect("no panics while held").insert(name, put);
     }
 
@@ -106,29 +121,38 @@ impl Names {
                 record
             };
             let put = self.put.lock().expect("no panics while held").get(&renewed.name().name).copied();
-            if is_due(put, renewed.name().sequence, self.swarm.connected(), Instant::now()) {
+            let neighbours = *self.swarm.neighbours().borrow();
+            if is_due(put, renewed.name().sequence, neighbours, Instant::now()) {
                 self.put(renewed).await;
             }
         }
     }
 }
 
-/// Whether a record with this number is to be put.
-fn is_due(put: Option<Put>, sequence: u64, peers: usize, now: Instant) -> bool {
-    match put {
-        _ if peers == 0 => false,
-        Some(put) if put.sequence == sequence && put.taken => put.at + PUT_AGAIN <= now,
-        Some(put) if put.sequence == sequence => put.at + PUT_AGAIN_FAILED <= now,
-        _ => true,
-    }
+/// Whether a record with this number is to be put. A connected peer is none to put it to until it has said that it
+/// takes part in the DHT; one that has come since may be nearer to the name than those who have the record, or be all
+/// there is when they have gone.
+fn is_due(put: Option<Put>, sequence: u64, neighbours: Neighbours, now: Instant) -> bool {
+    let Some(put) = put.filter(|put| put.sequence == sequence) else { return neighbours.now != 0 };
+    let has_room = put.taken < swarm::Handle::REPLICAS;
+    let again = match put.taken {
+        _ if has_room && put.came < neighbours.came => PUT_AGAIN_NEW,
+        0 => PUT_AGAIN_FAILED,
+        _ => PUT_AGAIN,
+    };
+    neighbours.now != 0 && put.at + again <= now
 }
 
 /// Keeps this node's own names known. Runs until it is dropped.
 pub(super) async fn run(names: Arc<Names>) {
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut neighbours = names.swarm.neighbours();
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = neighbours.changed() => if changed.is_err() { return },
+        }
         names.keep_up().await;
     }
 }
@@ -275,13 +299,20 @@ mod tests {
     #[test]
     fn a_record_is_put_at_once_again_when_it_is_old_and_soon_when_nobody_took_it() {
         let at = Instant::now();
-        let put = |taken| Some(Put { sequence: 7, at, taken });
-        assert!(is_due(None, 7, 1, at));
-        assert!(!is_due(None, 7, 0, at), "there is nobody to take it");
-        assert!(is_due(put(true), 8, 1, at), "another record");
-        assert!(!is_due(put(true), 7, 1, at + PUT_AGAIN / 2));
-        assert!(is_due(put(true), 7, 1, at + PUT_AGAIN));
-        assert!(!is_due(put(false), 7, 1, at + PUT_AGAIN_FAILED / 2));
-        assert!(is_due(put(false), 7, 1, at + PUT_AGAIN_FAILED));
+        let put = |taken| Some(Put { sequence: 7, at, taken, came: 1 });
+        let [none, one] = [0, 1].map(|now| Neighbours { now, came: 1 });
+        assert!(is_due(None, 7, one, at));
+        assert!(!is_due(None, 7, none, at), "there is nobody to take it");
+        assert!(is_due(put(1), 8, one, at), "another record");
+        assert!(!is_due(put(1), 7, one, at + PUT_AGAIN / 2));
+        assert!(is_due(put(1), 7, one, at + PUT_AGAIN));
+        assert!(!is_due(put(0), 7, one, at + PUT_AGAIN_FAILED / 2));
+        assert!(is_due(put(0), 7, one, at + PUT_AGAIN_FAILED));
+        let another = Neighbours { now: 1, came: 2 };
+        assert!(!is_due(put(1), 7, another, at));
+        assert!(
+            is_due(put(0), 7, another, at + PUT_AGAIN_NEW) && is_due(put(1), 7, another, at + PUT_AGAIN_NEW)
+        );
+        assert!(!is_due(put(swarm::Handle::REPLICAS), 7, another, at + PUT_AGAIN / 2), "enough have it");
     }
 }

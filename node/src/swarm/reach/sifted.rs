@@ -3,10 +3,10 @@
 //! Two homes often have the same private addresses. What answers at the address of a peer in another home may
 //! be a neighbour, or this very node. libp2p then gives up the whole dial, though another address of the
 //! peer, which was dialled at the same time, may have been right. So such addresses are remembered, and
-//! left out when the peer is dialled again.
+//! left out when the peer is dialled again. (Not those that the user has named: see `bootstrap`.)
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ops::{Deref, DerefMut},
     task::{Context, Poll},
     time::Duration,
@@ -35,11 +35,15 @@ pub(in crate::swarm) struct Sifted<B> {
     inner: B,
     /// When it was last found out, and how often.
     misleading: HashMap<(PeerId, Multiaddr), (Instant, u32)>,
+    /// Connections that have told the behaviour something.
+    talking: HashSet<ConnectionId>,
+    /// Peers that have been heard since they were last asked for.
+    heard: HashSet<PeerId>,
 }
 
 impl<B> Sifted<B> {
     pub(in crate::swarm) fn new(inner: B) -> Self {
-        Self { inner, misleading: HashMap::new() }
+        Self { inner, misleading: HashMap::new(), talking: HashSet::new(), heard: HashSet::new() }
     }
 
     /// `addrs` without those at which somebody else than `peer` has answered.
@@ -49,6 +53,11 @@ impl<B> Sifted<B> {
             self.misleading.get(&(peer, plain(addr))).is_none_or(|(last, _)| *last + LEFT_OUT <= now)
         });
         addrs
+    }
+
+    /// The peers that have asked or answered something since this was last called.
+    pub(in crate::swarm) fn take_heard(&mut self) -> HashSet<PeerId> {
+        std::mem::take(&mut self.heard)
     }
 
     fn misled(&mut self, peer: PeerId, addr: &Multiaddr) {
@@ -153,6 +162,10 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Sifted<B> {
         {
             self.misled(*peer, addr);
         }
+        if let FromSwarm::ConnectionClosed(closed) = &event {
+            self.talking.remove(&closed.connection_id);
+            self.heard.remove(&closed.peer_id);
+        }
         self.inner.on_swarm_event(event);
     }
 
@@ -162,6 +175,10 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Sifted<B> {
         connection: ConnectionId,
         event: THandlerOutEvent<Self>,
     ) {
+        // The first says that the protocol is spoken there. A stream on which nothing is asked is no use.
+        if !self.talking.insert(connection) {
+            self.heard.insert(peer);
+        }
         self.inner.on_connection_handler_event(peer, connection, event);
     }
 

@@ -30,7 +30,14 @@ use tokio::{
     time::Instant,
 };
 
-use super::{super::addrs, Unopened};
+use super::{
+    super::{
+        addrs,
+        crowd::{Busy, InUse},
+    },
+    Unopened,
+    counted::Counted,
+};
 use crate::{
     fetch::{Incoming, Route},
     identity::node_id,
@@ -52,7 +59,7 @@ const TIDY: Duration = Duration::from_secs(5);
 const OPENING_MAX: usize = 64;
 
 /// A stream that was opened, with the way that it goes.
-pub(in crate::swarm) type Opened = (Stream, Route);
+pub(in crate::swarm) type Opened = (Counted, Route);
 
 /// Who waits for a stream.
 pub(in crate::swarm) type Reply = oneshot::Sender<Result<Opened, Unopened>>;
@@ -61,6 +68,7 @@ pub(in crate::swarm) type Reply = oneshot::Sender<Result<Opened, Unopened>>;
 pub(in crate::swarm) struct Streams {
     ways: HashMap<PeerId, Vec<Way>>,
     incoming: mpsc::Sender<Incoming>,
+    busy: Busy,
     actions: VecDeque<ToSwarm<Infallible, Open>>,
     tidied: Instant,
 }
@@ -82,8 +90,8 @@ pub(in crate::swarm) struct Way {
 }
 
 impl Streams {
-    pub(super) fn new(incoming: mpsc::Sender<Incoming>) -> Self {
-        Self { ways: HashMap::new(), incoming, actions: VecDeque::new(), tidied: Instant::now() }
+    pub(super) fn new((incoming, busy): (mpsc::Sender<Incoming>, Busy)) -> Self {
+        Self { ways: HashMap::new(), incoming, busy, actions: VecDeque::new(), tidied: Instant::now() }
     }
 
     /// The best connection to `peer`.
@@ -94,7 +102,7 @@ impl Streams {
     /// Opens a stream on the best connection to `peer`. The reply is dropped if there is none.
     pub(in crate::swarm) fn open(&mut self, peer: PeerId, reply: Reply) {
         let Some(way) = self.best(&peer) else { return };
-        let event = Open { route: way.route, reply };
+        let event = Open { route: way.route, in_use: self.busy.with(peer), reply };
         let handler = NotifyHandler::One(way.connection);
         self.actions.push_back(ToSwarm::NotifyHandler { peer_id: peer, handler, event });
     }
@@ -237,6 +245,7 @@ impl NetworkBehaviour for Streams {
         Came(stream): THandlerOutEvent<Self>,
     ) {
         let way = self.ways.get(&peer).and_then(|ways| ways.iter().find(|way| way.connection == connection));
+        let stream = Counted::new(stream, self.busy.with(peer));
         if let Some(route) = way.map(|way| way.route)
             && let Some(id) = node_id(peer)
             && self.incoming.try_send(Incoming { peer: id, stream: Box::new(stream), route }).is_err()
@@ -253,6 +262,7 @@ impl NetworkBehaviour for Streams {
 /// Opens a stream on a connection.
 pub(in crate::swarm) struct Open {
     route: Route,
+    in_use: InUse,
     reply: Reply,
 }
 
@@ -320,7 +330,8 @@ impl ConnectionHandler for Handler {
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => {
                 // Whoever no longer waits for it need not get it.
-                drop(info.reply.send(Ok((protocol, info.route))));
+                let stream = Counted::new(protocol, info.in_use);
+                drop(info.reply.send(Ok((stream, info.route))));
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {
                 let why = match error {

@@ -8,8 +8,9 @@ use libp2p::{
     identify,
     kad::{self, GetClosestPeersOk, GetProvidersOk, GetRecordOk, PutRecordError, QueryResult},
     mdns, ping, request_response,
-    swarm::SwarmEvent,
+    swarm::{DialError, ListenError, SwarmEvent},
 };
+use rand::seq::IteratorRandom;
 use tokio::time::Instant;
 use tracing::{debug, trace};
 
@@ -17,13 +18,19 @@ use super::{
     super::{
         addrs,
         behaviour::{BehaviourEvent, KAD},
-        clock_unix, meter, names,
+        clock_unix,
+        crowd::Guard,
+        meter, names,
+        twins::End,
     },
-    Met, Task,
+    Met, REPLICAS, Task,
 };
 
 /// Addresses that a peer may put into our routing table.
 const LISTEN_ADDRS_MAX: usize = 16;
+
+/// Providers that one answer may name: a node of ours tells 20.
+const TOLD_MAX: usize = 20;
 
 /// With so many peers, those that multicast finds are no longer dialled: the DHT knows them.
 const ENOUGH_PEERS: usize = 64;
@@ -32,22 +39,27 @@ impl Task {
     pub(in crate::swarm) fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
-            SwarmEvent::ConnectionEstablished { peer_id, endpoint, num_established, .. } => {
+            SwarmEvent::ConnectionEstablished {
+                peer_id, endpoint, num_established, connection_id, ..
+            } => {
+                self.seeds.connected(connection_id, &peer_id);
                 self.on_connected(peer_id, &endpoint, num_established.get() == 1);
             }
             SwarmEvent::ConnectionClosed { peer_id, endpoint, num_established, cause, .. } => {
                 debug!(peer = %peer_id, ?cause, left = num_established, "connection closed");
                 self.on_disconnected(peer_id, &endpoint, num_established == 0);
             }
-            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
-                debug!(%peer, %error, "not connected");
-                // Another of its addresses may be right; each that is not is left out from now on.
-                let news = self.swarm.behaviour().kad.is_news(peer, &error);
-                let again = news && self.meeting.contains(&peer);
-                if !(self.peers.contains_key(&peer) || again && self.find(peer).is_ok()) {
-                    self.meeting.remove(&peer);
+            SwarmEvent::OutgoingConnectionError { peer_id, error, connection_id } => {
+                self.not_joined(connection_id, &error);
+                if let Some(peer) = peer_id {
+                    self.on_not_connected(peer, &error);
                 }
             }
+            SwarmEvent::IncomingConnection { send_back_addr, .. } => self.knocked(&send_back_addr),
+            SwarmEvent::IncomingConnectionError { error: ListenError::LocalPeerId { .. }, .. } => {
+                self.twins.seen(End::Accepted, Instant::now());
+            }
+            SwarmEvent::IncomingConnectionError { .. } => self.twins.visited(Instant::now()),
             SwarmEvent::NewListenAddr { address, .. } if addrs::is_relayed(&address) => {}
             SwarmEvent::NewListenAddr { address, .. } => self.listens_on(&address),
             SwarmEvent::ExternalAddrConfirmed { address } => self.confirmed(&address),
@@ -84,8 +96,19 @@ impl Task {
                     met.rtt = Some(rtt);
                 }
             }
+            BehaviourEvent::Ping(ping::Event { connection, result: Err(ping::Failure::Timeout), peer }) => {
+                // TCP would take a quarter of an hour to find out.
+                debug!(%peer, "says nothing any more");
+                self.swarm.close_connection(connection);
+            }
+            BehaviourEvent::Mdns(mdns::Event::Expired(gone)) => {
+                for (peer, _) in gone {
+                    self.swarm.behaviour_mut().crowd.unguard(&peer, Guard::Near);
+                }
+            }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
                 for (peer, addr) in near(found, self.is_private) {
+                    self.swarm.behaviour_mut().crowd.guard(peer, Guard::Near);
                     if self.peers.len() < ENOUGH_PEERS
                         && let Err(error) = self.dial(peer, vec![addr])
                     {
@@ -122,22 +145,37 @@ impl Task {
             }
             return;
         }
-        let met = self.peers.remove(&peer);
-        self.neighbours.remove(&peer);
-        self.meeting.remove(&peer);
+        let now = Instant::now();
+        let lasted = self.peers.remove(&peer).map_or(Duration::ZERO, |met| now - met.since);
+        if self.neighbours.remove(&peer) {
+            self.count_neighbours(false);
+        }
+        self.meeting.failed(&peer, now);
         self.lookups.gone(&peer);
         self.parted(&peer);
         self.count_peers();
-        if self.peers.is_empty() {
-            let now = Instant::now();
-            self.retry.alone(now, met.map_or(Duration::ZERO, |met| now - met.since));
+        self.left(&peer, now, lasted);
+    }
+
+    /// `peer` was dialled, and there is no connection.
+    fn on_not_connected(&mut self, peer: PeerId, error: &DialError) {
+        debug!(%peer, %error, "not connected");
+        // Another of its addresses may be right; each that is not is left out from now on.
+        let news = self.swarm.behaviour().kad.is_news(peer, error);
+        let again = news && self.meeting.is_under_way(&peer);
+        if !(self.peers.contains_key(&peer) || again && self.find(peer).is_ok()) {
+            self.meeting.failed(&peer, Instant::now());
         }
     }
 
     fn on_identified(&mut self, peer: PeerId, info: &identify::Info) {
-        if !info.protocols.contains(&KAD) || !self.peers.contains_key(&peer) {
+        if !self.peers.contains_key(&peer) {
             return;
         }
+        if !info.protocols.contains(&KAD) {
+            return self.is_foreign(&peer);
+        }
+        self.seeds.proven(&peer);
         // Another host's loopback is ours, where it is not.
         let near = self.peers.get(&peer).is_some_and(|met| met.addrs.iter().any(addrs::is_loopback));
         let reachable = info.listen_addrs.iter().filter(|addr| near || !addrs::is_loopback(addr));
@@ -145,7 +183,11 @@ impl Task {
             self.swarm.behaviour_mut().kad.add_address(&peer, addr.clone());
         }
         let alone = self.neighbours.is_empty();
-        if self.neighbours.insert(peer) && alone {
+        if !self.neighbours.insert(peer) {
+            return;
+        }
+        self.count_neighbours(true);
+        if alone {
             // What we said before was said to nobody, or to those who are gone.
             self.announcements.repeat_all();
             if let Err(error) = self.swarm.behaviour_mut().kad.bootstrap() {
@@ -169,7 +211,7 @@ impl Task {
             }
             Event::OutboundFailure { peer, error, .. } => {
                 debug!(%peer, %error, "no contact exchanged");
-                self.meeting.remove(&peer);
+                self.meeting.failed(&peer, Instant::now());
             }
             other => trace!(?other, "contact event"),
         }
@@ -193,8 +235,11 @@ impl Task {
             QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) => {
                 // Now, not at the end: as long as the query runs, Kademlia remembers the addresses that
                 // came with these names.
-                for peer in self.lookups.found(id, providers) {
-                    self.meet(peer);
+                let few = providers.into_iter().sample(&mut rand::rng(), TOLD_MAX);
+                for peer in self.lookups.found(id, few) {
+                    if peer != *self.swarm.local_peer_id() && self.book.look(&peer).is_none() {
+                        self.meeting.named(peer, Instant::now());
+                    }
                 }
             }
             QueryResult::GetClosestPeers(Ok(GetClosestPeersOk { peers, .. })) if step.last => {
@@ -210,15 +255,15 @@ impl Task {
                 }
             }
             QueryResult::PutRecord(result) => {
-                let elsewhere = match result {
-                    Ok(_) => true,
+                let taken = match result {
+                    Ok(_) => REPLICAS.get(),
                     Err(
                         PutRecordError::QuorumFailed { success, .. }
                         | PutRecordError::Timeout { success, .. },
-                    ) => !success.is_empty(),
+                    ) => success.len(),
                 };
                 if let Some(reply) = self.putting.remove(&id) {
-                    let _ = reply.send(elsewhere);
+                    let _ = reply.send(taken);
                 }
             }
             other => trace!(?other, "query progressed"),
@@ -235,16 +280,19 @@ impl Task {
     /// Somebody asks or tells us something. What they tell is kept only here, and only if it is good.
     fn on_request(&mut self, request: kad::InboundRequest) {
         self.meter.answered(&request);
-        let records = self.swarm.behaviour_mut().kad.store_mut();
         match request {
             kad::InboundRequest::AddProvider { record: Some(record) } => {
                 let provider = record.provider;
-                if let Err(error) = records.offer(record, Instant::now().into_std()) {
+                let source = self.source(&provider);
+                let records = self.swarm.behaviour_mut().kad.store_mut();
+                if let Err(error) = records.offer(record, source, Instant::now().into_std()) {
                     debug!(peer = %provider, %error, "not kept");
                 }
             }
             kad::InboundRequest::PutRecord { source, record: Some(record), .. } => {
-                if let Err(error) = records.names.offer(&record.key, &record.value, clock_unix()) {
+                let from = Some(self.source(&source));
+                let names = &mut self.swarm.behaviour_mut().kad.store_mut().names;
+                if let Err(error) = names.offer(&record.key, &record.value, from, clock_unix()) {
                     debug!(peer = %source, %error, "a name not kept");
                 }
             }
@@ -262,7 +310,7 @@ impl Task {
         };
         if !dialled {
             debug!(peer = %wanted, "a provider that nobody knows an address of");
-            self.meeting.remove(&wanted);
+            self.meeting.failed(&wanted, Instant::now());
         }
     }
 }

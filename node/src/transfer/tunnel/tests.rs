@@ -42,7 +42,7 @@ async fn node(library: impl Library + 'static, through: &[String], route: Option
     endpoint.serve(Arc::new(library)).unwrap();
     let nowhere = std::net::UdpSocket::bind(LOOPBACK).unwrap().local_addr().unwrap();
     let config = config::Swarm {
-        listen: LOOPBACK,
+        listen: vec![LOOPBACK],
         bootstrap: through.to_vec(),
         mdns: false,
         relay: config::Relay::default(),
