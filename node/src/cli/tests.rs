@@ -36,6 +36,7 @@ fn every_documented_command_parses() {
         "join --swarm-key /k --allow 12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq \
          --allow 12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq \
          --deny 12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq",
+        "join --listen 0.0.0.0:1 --listen [::]:1",
         "key new",
         "key new -o swarm.key",
         "--json key new --output swarm.key",
@@ -175,6 +176,7 @@ fn a_wrong_file_is_named_with_the_key() {
         ("bootstrap = [\"x\"]", "config.toml: bootstrap: \"x\" is not a multiaddress"),
         ("deny = [\"me\"]", "config.toml: deny: \"me\" is not a peer id"),
         ("listen = ", "config.toml, line 1: "),
+        ("listen = \"here\"", "config.toml, line 1: expected IP:PORT, or a list of them"),
         ("max-connections = 1", "config.toml: max-connections: \"1\" is not a number from 8"),
     ] {
         let error = file(text).unwrap_err();
@@ -199,6 +201,17 @@ fn flags_go_before_the_file_and_the_file_before_defaults() {
     assert_eq!(config.fetch.origins[0].as_str(), "https://a.example/");
     assert_eq!((config.rpc.listen.to_string(), config.rpc.token), ("127.0.0.1:8471".into(), None));
     assert_eq!((config.engine.device, config.engine.dtype), (Device::Auto, Precision::Auto));
+}
+
+#[test]
+fn a_node_listens_at_each_address_that_it_is_given() {
+    let both = ["0.0.0.0:1", "[::1]:2"].map(|addr| addr.parse().unwrap());
+    assert_eq!(join("join --listen 0.0.0.0:1 --listen [::1]:2").listen, both);
+    assert_eq!(join("join --listen 0.0.0.0:1,[::1]:2").listen, both, "as in the environment");
+    let file = file("listen = [\"0.0.0.0:1\", \"[::1]:2\"]").unwrap();
+    assert_eq!(file.listen, both);
+    assert_eq!(join("join --listen 127.0.0.1:3").or(file.clone()).listen.len(), 1, "not those of the file");
+    assert_eq!(join("join").or(file).listen, both);
 }
 
 #[test]
