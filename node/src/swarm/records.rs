@@ -13,9 +13,9 @@
 //! places, of which 224 stay when they are full: 112 for those of the best standing, 112 by the dice. An honest provider
 //! that came before 112 of them, or that the node has met while it has not met them, stays everywhere. One that came
 //! last, known no better than they, stays at each node with a chance of 11 %, and so at one of 8 with 61 %; if it has an
-//! address of its own, everywhere. Of a look-up's answers, 8 times 20 names, 10 of each 20 are of the best half: a provider
-//! that was met is in all of them beside strangers, and beside 255 who were met too in one of 13, which 8 nodes and
-//! a question every half second make a matter of a second.
+//! address of its own, everywhere. Of a look-up's answers, 8 times 8 names, 4 of each 8 are of the best half: a provider
+//! that was met is in all of them beside strangers, and beside 223 who were met too in one of 28, which 8 nodes and
+//! a question every half second make a matter of two seconds.
 //!
 //! 64 identities with 2,048 keys each fill the store. One more record makes 16,384 of theirs give way: each identity then
 //! has 1,792, and an honest node at the same address keeps all of its own, at most 2,048 and usually a few hundred. To
@@ -31,7 +31,7 @@ use std::{
 use libp2p::{
     Multiaddr, PeerId,
     kad::{
-        K_VALUE, KBucketKey, ProviderRecord, Record, RecordKey,
+        KBucketKey, ProviderRecord, Record, RecordKey,
         store::{Error, RecordStore, Result},
     },
 };
@@ -39,6 +39,7 @@ use libp2p::{
 use surf_protocol::NodeId;
 
 use super::{
+    behaviour::REPLICAS,
     fair::{self, Choice, Item, Place, Standing},
     names::Names,
 };
@@ -65,8 +66,8 @@ const fn staying(full: usize) -> usize {
     full - full / 8
 }
 
-/// Records of one key that are told at a time, others each time: what fits in a message.
-const TOLD_MAX: usize = K_VALUE.get();
+/// Records of one key that are told at a time, others each time. libp2p takes no more of them.
+const TOLD_MAX: usize = REPLICAS.get();
 
 /// What keys begin with, by what they are of.
 pub(super) const MODEL: u8 = b'm';

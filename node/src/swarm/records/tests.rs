@@ -31,7 +31,7 @@ fn now() -> Instant {
 
 /// Everybody who is told to somebody who asks often.
 fn told(records: &Records, key: &RecordKey) -> HashSet<PeerId> {
-    (0..500).flat_map(|_| records.providers(key)).map(|record| record.provider).collect()
+    (0..3_000).flat_map(|_| records.providers(key)).map(|record| record.provider).collect()
 }
 
 fn is_empty(records: &Records) -> bool {

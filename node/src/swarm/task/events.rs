@@ -29,7 +29,7 @@ use super::{
 /// Addresses that a peer may put into our routing table.
 const LISTEN_ADDRS_MAX: usize = 16;
 
-/// Providers that one answer may name: a node of ours tells 20.
+/// Providers that one answer may name. A node of ours tells 8.
 const TOLD_MAX: usize = 20;
 
 /// With so many peers, those that multicast finds are no longer dialled: the DHT knows them.
