@@ -122,7 +122,8 @@ async fn an_unspecified_ipv6_address_is_both_families_and_several_addresses_are_
             let start = format!("/{family}/{transport}/");
             let addr = listening.addrs.iter().find(|addr| addr.starts_with(&start)).expect(&start);
             let any = if family.starts_with("ip4") { "127.0.0.1:0" } else { "[::1]:0" };
-            let b = node_of(&Identity::generate(), any.parse().unwrap(), 2222, &[addr.clone()]).await;
+            let b =
+                node_of(&Identity::generate(), any.parse().unwrap(), 2222, std::slice::from_ref(addr)).await;
             b.wait_for_peers(1).await;
         }
         let ports: std::collections::BTreeSet<_> = listening.addrs.iter().map(|addr| port_of(addr)).collect();
