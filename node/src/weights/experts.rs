@@ -7,7 +7,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -38,10 +38,16 @@ struct Book {
     /// Bytes of those held that stay.
     bytes: u64,
     uses: Uses,
-    /// What will be asked for, in this order.
-    chosen: Vec<usize>,
-    /// Those of them that are not held yet.
-    queue: Vec<usize>,
+    /// What stays and was not chosen, by what it is worth: the first may go first.
+    may_go: BTreeSet<(Worth, usize)>,
+    /// What is held and does not stay.
+    passing: HashSet<usize>,
+    /// What will be asked for.
+    chosen: HashSet<usize>,
+    /// Those of them that are not held yet, in the order in which they will be asked for.
+    queue: VecDeque<usize>,
+    /// The same, to be looked up.
+    queued: HashSet<usize>,
     /// Chunks wished for, until their expert is loaded.
     wishes: HashMap<usize, Wish>,
     /// What was guessed for the next block.
@@ -95,11 +101,9 @@ impl Experts {
         let (now, round) = self.now();
         let mut book = self.book();
         let book = &mut *book;
-        book.judge(&chosen);
-        chosen.iter().for_each(|&group| book.uses.count(group, round));
-        book.held.retain(|_, expert| expert.stays);
-        book.queue = chosen.iter().copied().filter(|group| !book.held.contains_key(group)).collect();
-        book.chosen = chosen;
+        book.choose(&chosen, round);
+        book.queue = chosen.into_iter().filter(|group| !book.held.contains_key(group)).collect();
+        book.queued = book.queue.iter().copied().collect();
         for &group in &book.queue {
             let wish = self.shared.wish(group, now);
             book.wishes.extend(wish.map(|wish| (group, wish)));
@@ -140,7 +144,11 @@ impl Experts {
         let mut book = self.book();
         let book = &mut *book;
         book.wishes.remove(&group);
-        book.queue.retain(|other| *other != group);
+        if book.queued.remove(&group)
+            && let Some(at) = book.queue.iter().position(|other| *other == group)
+        {
+            book.queue.remove(at);
+        }
         if book.held.get(&group).is_some_and(|expert| !expert.stays || loaded.is_err()) {
             book.drop(group, &self.shared);
         }
@@ -156,15 +164,19 @@ impl Experts {
     /// Starts to load what will be asked for next, as far as there is room.
     fn fill(&self, book: &mut Book) {
         let (now, _) = self.now();
-        while let Some(&group) = book.queue.first() {
+        while let Some(&group) = book.queue.front() {
             let stays = book.make_room(group, self.budget, &self.shared);
             // Beside the one that computes, one may come that will not stay.
-            if !stays && book.held.values().any(|expert| !expert.stays) {
+            if !stays && !book.passing.is_empty() {
                 return;
             }
-            book.queue.remove(0);
+            book.queue.pop_front();
+            book.queued.remove(&group);
             let slot = self.shared.start(group, now, stays);
             book.held.insert(group, Expert { slot, stays, new: true });
+            if !stays {
+                book.passing.insert(group);
+            }
         }
     }
 
@@ -179,10 +191,32 @@ impl Experts {
 }
 
 impl Book {
-    /// Compares what was guessed with what is `chosen`, and no longer wishes for the rest.
-    fn judge(&mut self, chosen: &[usize]) {
+    /// Notes that `chosen` will be asked for in pass `round`, and lets go of what only passed through. Costs
+    /// no more than these and those before them, however many are held.
+    fn choose(&mut self, chosen: &[usize], round: u64) {
+        for group in std::mem::take(&mut self.chosen) {
+            if self.held.get(&group).is_some_and(|expert| expert.stays) {
+                self.may_go.insert((self.uses.worth(group), group));
+            }
+        }
+        self.chosen = chosen.iter().copied().collect();
+        self.judge();
+        for &group in chosen {
+            self.may_go.remove(&(self.uses.worth(group), group));
+        }
+        let rescaled =
+            chosen.iter().fold(false, |rescaled, &group| self.uses.count(group, round) || rescaled);
+        if rescaled {
+            let others = std::mem::take(&mut self.may_go);
+            self.may_go = others.into_iter().map(|(_, group)| (self.uses.worth(group), group)).collect();
+        }
+        self.passing.drain().for_each(|group| _ = self.held.remove(&group));
+    }
+
+    /// Compares what was guessed with what was chosen, and no longer wishes for the rest.
+    fn judge(&mut self) {
         for group in self.guessed.drain() {
-            if chosen.contains(&group) {
+            if self.chosen.contains(&group) {
                 self.stats.guessed_right += 1;
             } else if let Some(wish) = self.wishes.remove(&group) {
                 self.stats.guessed_wrong_bytes += wish.arrived();
@@ -193,21 +227,15 @@ impl Book {
     /// Makes room for `group` to stay, if it is worth more than what would have to go. What was chosen
     /// beside it is.
     fn make_room(&mut self, group: usize, budget: u64, shared: &Shared) -> bool {
-        let size = shared.plan.size(group);
+        let (size, mine) = (shared.plan.size(group), (self.uses.worth(group), group));
         let mut going = Vec::new();
         let mut free = budget.saturating_sub(self.bytes);
-        if free < size {
-            let mut others: Vec<usize> = self.held.keys().copied().collect();
-            others.retain(|other| self.held[other].stays && !self.chosen.contains(other));
-            others.sort_by(|a, b| self.uses.compare(*a, *b));
-            let worth_less = |other: &usize| self.uses.compare(*other, group) == Ordering::Less;
-            for other in others.into_iter().take_while(worth_less) {
-                free += shared.plan.size(other);
-                going.push(other);
-                if size <= free {
-                    break;
-                }
+        for &(_, other) in self.may_go.iter().take_while(|other| **other < mine) {
+            if size <= free {
+                break;
             }
+            free += shared.plan.size(other);
+            going.push(other);
         }
         if free < size {
             return false;
@@ -218,6 +246,8 @@ impl Book {
     }
 
     fn drop(&mut self, group: usize, shared: &Shared) {
+        self.passing.remove(&group);
+        self.may_go.remove(&(self.uses.worth(group), group));
         if self.held.remove(&group).is_some_and(|expert| expert.stays) {
             self.bytes -= shared.plan.size(group);
         }
@@ -234,21 +264,46 @@ struct Uses {
 }
 
 impl Uses {
-    /// Counts a use of `group` in pass `round`.
-    fn count(&mut self, group: usize, round: u64) {
+    /// Counts a use of `group` in pass `round`. Says whether what all others are worth has changed as well.
+    fn count(&mut self, group: usize, round: u64) -> bool {
         let age = |since| round.saturating_sub(since) as f64 / HALF_LIFE;
-        if RESCALED < age(self.since) {
+        let rescaled = RESCALED < age(self.since);
+        if rescaled {
             let factor = (-age(self.since)).exp2();
             self.scores.values_mut().for_each(|score| *score *= factor);
             self.since = round;
         }
         *self.scores.entry(group).or_default() += age(self.since).exp2();
+        rescaled
     }
 
-    /// Which of two is worth less; the first, of equals.
-    fn compare(&self, a: usize, b: usize) -> Ordering {
-        let score = |group| self.scores.get(&group).copied().unwrap_or(0.0);
-        score(a).total_cmp(&score(b)).then(a.cmp(&b))
+    /// What `group` is worth.
+    fn worth(&self, group: usize) -> Worth {
+        Worth(self.scores.get(&group).copied().unwrap_or(0.0))
+    }
+}
+
+/// A score, in order.
+#[derive(Clone, Copy, Debug)]
+struct Worth(f64);
+
+impl PartialEq for Worth {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Worth {}
+
+impl PartialOrd for Worth {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Worth {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
     }
 }
 
@@ -259,13 +314,12 @@ mod tests {
     #[test]
     fn old_uses_count_less() {
         let mut uses = Uses::default();
-        (0..3).for_each(|round| uses.count(1, round));
+        (0..3).for_each(|round| _ = uses.count(1, round));
         uses.count(2, 100);
-        assert_eq!(uses.compare(2, 1), Ordering::Less);
+        assert!(uses.worth(2) < uses.worth(1));
         uses.count(2, 101);
-        assert_eq!(uses.compare(1, 2), Ordering::Less);
-        assert_eq!(uses.compare(7, 1), Ordering::Less, "what was never used is worth least");
-        assert_eq!((uses.compare(7, 8), uses.compare(8, 7)), (Ordering::Less, Ordering::Greater));
+        assert!(uses.worth(1) < uses.worth(2));
+        assert!(uses.worth(7) < uses.worth(1), "what was never used is worth least");
     }
 
     #[test]
@@ -276,6 +330,6 @@ mod tests {
         }
         assert!(uses.scores.values().all(|score| score.is_finite()));
         uses.count(5, 10_000_000);
-        assert_eq!(uses.compare(0, 5), Ordering::Less);
+        assert!(uses.worth(0) < uses.worth(5));
     }
 }

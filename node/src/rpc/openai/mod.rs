@@ -13,7 +13,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-use std::{convert::Infallible, time::Duration};
+use std::{collections::HashMap, convert::Infallible, time::Duration};
 
 use axum::{
     extract::State,
@@ -109,9 +109,9 @@ enum What {
 
 async fn generate(app: App, wanted: Wanted) -> Result<Response, ApiError> {
     let mut run = Run::new(&wanted, clock_unix(), app.metrics);
-    let told = listen(app.node, wanted.model.clone(), wanted.requests().collect());
-    let mut told = Box::pin(until_stopped(told, app.stop));
-    if !wanted.stream {
+    let (model, stream) = (wanted.model.clone(), wanted.stream);
+    let mut told = Box::pin(until_stopped(listen(app.node, model, wanted.requests()), app.stop));
+    if !stream {
         while let Some(told) = told.next().await {
             run.push(told?);
         }
@@ -144,9 +144,9 @@ fn until_stopped(
 fn listen(
     node: Node,
     model: String,
-    requests: Vec<Request>,
+    requests: impl Iterator<Item = Request> + Send + 'static,
 ) -> impl Stream<Item = Result<Told, ApiError>> + Send + 'static {
-    let choices = requests.into_iter().enumerate().map(move |(index, request)| {
+    let choices = requests.enumerate().map(move |(index, request)| {
         let (node, model) = (node.clone(), model.clone());
         let scored = request.logprobs.is_some();
         let prompt = match &request.prompt {
@@ -337,9 +337,10 @@ fn broke_off() -> ApiError {
 
 /// What was counted after `before`, of counts that only grow.
 fn since(before: &CacheStats, after: CacheStats) -> CacheStats {
-    let old = |group: &str| before.per_group.iter().find(|old| old.group == group);
+    let old: HashMap<&str, &GroupCache> =
+        before.per_group.iter().map(|old| (old.group.as_str(), old)).collect();
     let per_group = after.per_group.into_iter().map(|new| {
-        let old = old(&new.group).cloned().unwrap_or_default();
+        let old = old.get(new.group.as_str()).copied().cloned().unwrap_or_default();
         GroupCache {
             hits: new.hits.saturating_sub(old.hits),
             ready: new.ready.saturating_sub(old.ready),

@@ -88,15 +88,15 @@ impl Wanted {
         })
     }
 
-    /// What the engine is asked for, one for each choice of the answer, in order.
-    pub(super) fn requests(&self) -> impl Iterator<Item = Request> {
-        let choices = self.prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, self.n));
-        choices.zip(0u64..).map(|(prompt, index)| Request {
-            prompt: prompt.clone(),
+    /// What the engine is asked for, one for each choice of the answer, in order. Prompts are copied when
+    /// their turn comes, so that many choices do not hold many copies.
+    pub(super) fn requests(self) -> impl Iterator<Item = Request> + Send + 'static {
+        (0..self.prompts.len() * self.n).map(move |index| Request {
+            prompt: self.prompts[index / self.n].clone(),
             max_tokens: self.max_tokens,
             sampling: Sampling {
                 // The same dice for each choice would give the same answer n times.
-                seed: self.sampling.seed.map(|seed| seed.wrapping_add(index % self.n as u64)),
+                seed: self.sampling.seed.map(|seed| seed.wrapping_add((index % self.n) as u64)),
                 ..self.sampling
             },
             stop: self.stop.clone(),
