@@ -131,7 +131,7 @@ impl Default for Fetch {
 /// Settings of inference.
 #[derive(Clone, Copy, Debug)]
 pub struct Engine {
-    /// Bytes of weights that may stay in memory.
+    /// Bytes that a running model may hold: weights, keys and values, activations.
     pub memory: u64,
     /// What computes.
     pub device: Device,

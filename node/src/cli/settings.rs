@@ -55,7 +55,7 @@ pub(crate) struct Settings {
     /// Disk that chunks may take, such as 100GB or 25% of what is free [default: 50%]
     #[arg(long, env = "SURF_CACHE_SIZE", value_name = "SIZE")]
     pub(crate) cache_size: Option<Size>,
-    /// Memory that weights may take while running, such as 8GiB or 25% of all [default: 50%]
+    /// Memory that a running model may take, such as 8GiB or 25% of all [default: 50%]
     #[arg(long, env = "SURF_MEMORY", value_name = "SIZE")]
     pub(crate) memory: Option<Size>,
     /// What computes: auto, cpu, cuda or cuda:N [default: auto]

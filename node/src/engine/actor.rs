@@ -1,10 +1,13 @@
 //! Who is in the next pass. Owns the model; everyone else holds a handle.
 //!
-//! Requests join between passes, up to a number and up to the memory that their keys and values may
-//! need. A client that does not take its tokens is left out until it does, and never makes others
-//! wait.
+//! Requests join between passes, up to a number, and as long as there is memory for their prompts. What a
+//! sequence adds is reserved as it grows, not beforehand. Where that fails, newcomers wait, and the
+//! youngest sequences are preempted: they give their keys and values back, and are computed again when
+//! there is memory. A client that does not take its tokens is left out until it does, and never makes
+//! others wait.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         mpsc::{Receiver, TryRecvError},
@@ -15,8 +18,9 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    CACHE_BYTES_MAX, EngineError,
+    EngineError,
     batch::{self, Output, Row, What},
+    caught::caught,
     model::{Input, Model},
     sequence::{Job, Next, Sequence},
     text::Text,
@@ -24,10 +28,6 @@ use super::{
 
 /// Requests that are answered at once.
 const ACTIVE_MAX: usize = 16;
-
-/// Tokens in one pass. A pass costs the weights once, whatever it computes, so prompts run in large
-/// batches; but everyone else waits for it.
-pub(super) const PASS_TOKENS_MAX: usize = 512;
 
 /// How long a client may take nothing before it is given up.
 const FULL_MAX: Duration = Duration::from_secs(60);
@@ -59,18 +59,22 @@ pub(crate) struct Actor {
     commands: Receiver<Command>,
     /// Taken from the queue, but there is no memory for it yet.
     next: Option<Box<Job>>,
+    /// The oldest first.
     active: Vec<Sequence>,
+    /// Those that gave back their memory, the oldest first. All are younger than any active one.
+    preempted: VecDeque<Sequence>,
 }
 
 impl Actor {
     pub(crate) fn new(model: Model, text: Arc<Text>, commands: Receiver<Command>) -> Self {
-        Self { model, text, commands, next: None, active: Vec::new() }
+        Self { model, text, commands, next: None, active: Vec::new(), preempted: VecDeque::new() }
     }
 
     /// Works until there is nothing to do and nobody who could ask.
     pub(crate) fn run(mut self) {
         while self.admit() {
             self.dismiss();
+            self.reserve();
             self.encode();
             if !self.active.is_empty() && !self.pass() {
                 self.idle();
@@ -80,10 +84,12 @@ impl Actor {
 
     /// Takes in what there is room for; waits if there is nothing else to do. False at the end.
     fn admit(&mut self) -> bool {
-        while self.active.len() < ACTIVE_MAX {
-            if let Some(job) = self.next.take_if(|job| fits(&self.active, job, &self.model)) {
-                self.start(*job);
-            } else if self.next.is_some() {
+        self.resume();
+        while self.active.len() + self.preempted.len() < ACTIVE_MAX {
+            if let Some(job) = self.next.take() {
+                self.start(job);
+            }
+            if self.next.is_some() {
                 return true;
             }
             let command = match self.active.is_empty() {
@@ -94,6 +100,8 @@ impl Actor {
                 Ok(command) => self.on_command(command),
                 Err(_) => return !self.active.is_empty(),
             }
+            // It may have preempted all.
+            self.resume();
         }
         true
     }
@@ -101,36 +109,103 @@ impl Actor {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Generate(job) if job.events.is_closed() => (),
-            Command::Generate(job) if fits(&self.active, &job, &self.model) => self.start(*job),
-            Command::Generate(job) => self.next = Some(job),
+            Command::Generate(job) => self.start(job),
             Command::Forward { rows, what, reply } if !reply.is_closed() => {
+                let needed = batch::bytes(&self.model, &rows);
+                while self.model.working().budget().left() < needed && self.preempt_youngest(0) {}
+                let computed = caught("computing", || batch::run(&mut self.model, &rows, what));
                 // Nobody waiting any more is no failure.
-                let _ = reply.send(batch::run(&mut self.model, &rows, what));
+                let _ = reply.send(computed);
             }
             Command::Forward { .. } => (),
         }
     }
 
-    fn start(&mut self, job: Job) {
-        self.active.push(Sequence::new(job, self.model.shape(), &self.text));
+    /// Begins with `job`, or puts it off until there is memory for its prompt.
+    fn start(&mut self, job: Box<Job>) {
+        let shape = self.model.shape();
+        if !self.preempted.is_empty()
+            || !self.has_room(Sequence::bytes_of(&job.request, job.prompt.len(), shape))
+        {
+            self.next = Some(job);
+            return;
+        }
+        let sequence = Sequence::new(*job, shape, &self.text);
+        self.active.extend(self.reserved(sequence));
+    }
+
+    /// `sequence` with memory for all its tokens, or nothing if it was told that there is none.
+    fn reserved(&self, mut sequence: Sequence) -> Option<Sequence> {
+        let budget = self.model.working().budget();
+        if sequence.reserve(budget, sequence.pending()) {
+            return Some(sequence);
+        }
+        sequence.fail(out_of_memory(&sequence, &self.model));
+        None
+    }
+
+    /// Takes back those that were preempted, as far as there is memory.
+    fn resume(&mut self) {
+        while let Some(sequence) = self.preempted.pop_front() {
+            if !self.has_room(sequence.bytes(sequence.len())) {
+                return self.preempted.push_front(sequence);
+            }
+            self.active.extend(self.reserved(sequence));
+        }
+    }
+
+    /// Whether there is memory for one more sequence of so many bytes, beside the next step of all others: it
+    /// would be preempted soon otherwise. If there are no others, waiting does not help.
+    fn has_room(&self, bytes: u64) -> bool {
+        let steps = self.active.iter().map(Sequence::step_bytes).fold(0, u64::saturating_add);
+        self.active.is_empty() || bytes.saturating_add(steps) <= self.model.working().budget().left()
+    }
+
+    /// Takes the memory of the youngest sequence, unless it is one of the first `but`.
+    fn preempt_youngest(&mut self, but: usize) -> bool {
+        if self.active.len() <= but {
+            return false;
+        }
+        let Some(mut youngest) = self.active.pop() else { return false };
+        youngest.preempt();
+        self.preempted.push_front(youngest);
+        true
+    }
+
+    /// Reserves what the next pass adds, the oldest first, at the cost of the youngest.
+    fn reserve(&mut self) {
+        let rows = self.model.working().rows();
+        let mut at = 0;
+        while at < self.active.len() {
+            let budget = self.model.working().budget();
+            let more = self.active[at].pending().min(rows);
+            if self.active[at].reserve(budget, more) {
+                at += 1;
+            } else if !self.preempt_youngest(at.max(1)) {
+                let alone = self.active.remove(at);
+                alone.fail(out_of_memory(&alone, &self.model));
+            }
+        }
     }
 
     /// Drops sequences that nobody listens to, or whose client has been away for too long.
     fn dismiss(&mut self) {
-        self.active.retain_mut(|sequence| {
+        let stays = |sequence: &mut Sequence| {
             let full = sequence.full_for().is_some_and(|full| FULL_MAX < full);
             if full {
                 sequence.fail(EngineError::Stalled(FULL_MAX.as_secs()));
             }
             !full && !sequence.cancelled()
-        });
+        };
+        self.active.retain_mut(stays);
+        self.preempted.retain_mut(stays);
     }
 
     /// Encodes the prompts of those who have not got that far, as many in a pass as it should have, or
     /// one that is longer.
     fn encode(&mut self) {
         loop {
-            let (mut room, mut some) = (PASS_TOKENS_MAX, Vec::new());
+            let (mut room, mut some) = (self.model.working().rows(), Vec::new());
             for (at, sequence) in self.active.iter().enumerate() {
                 let Some(prompt) = sequence.unencoded() else { continue };
                 if some.is_empty() || prompt.len() <= room {
@@ -143,7 +218,7 @@ impl Actor {
             }
             let prompt = |at: usize| self.active[at].unencoded().unwrap_or_default();
             let rows: Vec<_> = some.iter().map(|(at, positions)| (prompt(*at), &**positions)).collect();
-            let encoded = self.model.encode(&rows);
+            let encoded = caught("computing", || self.model.encode(&rows));
             let encoded: Result<(), _> = encoded.and_then(|encoded| {
                 let mut each = some.iter().zip(encoded);
                 each.try_for_each(|((at, _), hidden)| self.active[*at].encoded(hidden))
@@ -159,50 +234,44 @@ impl Actor {
 
     /// One pass with everyone who has room for what it may say. False if that is nobody.
     fn pass(&mut self) -> bool {
-        let vocab = self.model.shape().vocab;
-        let mut ready: Vec<&mut Sequence> = Vec::new();
-        let mut waiting = Vec::new();
-        for mut sequence in self.active.drain(..) {
-            match sequence.full_for() {
-                None => waiting.push((true, sequence)),
-                Some(_) => waiting.push((false, sequence)),
-            }
-        }
+        let mut room = self.model.working().rows();
         // Those who generate first: they need one token each, and feel every wait.
-        let mut room = PASS_TOKENS_MAX;
-        waiting.sort_by_key(|(ready, sequence)| (!ready, 1 < sequence.pending()));
-        let mut shares = Vec::new();
-        for (is_ready, sequence) in &mut waiting {
-            let share = if *is_ready { sequence.pending().min(room) } else { 0 };
+        let mut ready: Vec<(usize, &mut Sequence)> = self.active.iter_mut().enumerate().collect();
+        ready.retain_mut(|(_, sequence)| sequence.full_for().is_none());
+        ready.sort_by_key(|(_, sequence)| 1 < sequence.pending());
+        let (mut took_part, mut inputs, mut sinks) = (Vec::new(), Vec::<Input<'_>>::new(), Vec::new());
+        for (at, sequence) in ready {
+            let share = sequence.pending().min(room);
             room -= share;
             if 0 < share {
-                shares.push(share);
-                ready.push(sequence);
+                let (input, sink) = sequence.input(share);
+                took_part.push(at);
+                inputs.push(input);
+                sinks.push(sink);
             }
         }
-        let inputs: Vec<Input<'_>> =
-            ready.iter_mut().zip(&shares).map(|(sequence, &share)| sequence.input(share)).collect();
-        let idle = inputs.is_empty();
-        let logits = if idle { Ok(Vec::new()) } else { self.model.forward(inputs) };
-        let took_part = ready.len();
-        for (at, (_, mut sequence)) in waiting.into_iter().enumerate() {
-            let next = match &logits {
-                _ if took_part <= at => Ok(Next::Pass),
-                Ok(logits) => sequence.advance(&logits[at], vocab, &self.text),
-                Err(error) => Err(error.clone()),
-            };
-            match next {
-                Ok(Next::Pass) => self.active.push(sequence),
-                Ok(Next::Over) => (),
-                Err(error) => sequence.fail(error),
+        if inputs.is_empty() {
+            return false;
+        }
+        let mut told = |at: usize, logits: &[f32]| sinks[at].see(logits);
+        let computed = caught("computing", || self.model.forward(inputs, &mut told));
+        drop(sinks);
+        // From the last on, so that the others keep their places.
+        took_part.sort_unstable_by(|a, b| b.cmp(a));
+        for at in took_part {
+            let sequence = &mut self.active[at];
+            match computed.clone().and_then(|()| sequence.advance(&self.text)) {
+                Ok(Next::Pass) => (),
+                Ok(Next::Over) => drop(self.active.remove(at)),
+                Err(error) => self.active.remove(at).fail(error),
             }
         }
-        !idle
+        true
     }
 
     /// Waits a moment, or for a command.
     fn idle(&mut self) {
-        if self.next.is_none() && self.active.len() < ACTIVE_MAX {
+        if self.next.is_none() && self.preempted.is_empty() && self.active.len() < ACTIVE_MAX {
             if let Ok(command) = self.commands.recv_timeout(FULL_POLL) {
                 self.on_command(command);
             }
@@ -212,9 +281,9 @@ impl Actor {
     }
 }
 
-/// Whether there is memory for what `job` may need, beside the others.
-fn fits(active: &[Sequence], job: &Job, model: &Model) -> bool {
-    let shape = model.shape().cache;
-    let others: u64 = active.iter().map(|sequence| sequence.cache_bytes(shape)).sum();
-    active.is_empty() || others.saturating_add(job.cache_bytes(shape)) <= CACHE_BYTES_MAX
+/// Why `sequence`, which is alone, cannot go on.
+fn out_of_memory(sequence: &Sequence, model: &Model) -> EngineError {
+    let tokens = sequence.len();
+    let what = format!("keys and values of {tokens} tokens");
+    EngineError::no_memory(what, sequence.bytes(tokens), model.working().budget().left())
 }

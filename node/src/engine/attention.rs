@@ -109,7 +109,7 @@ impl Attention {
         let (dim, width) = (self.head_dim, self.heads * self.head_dim);
         let group = self.heads / self.kv_heads;
         let column = head * group * dim;
-        if tokens == 1 {
+        if tokens == 1 && group * (start + 1) <= SCORES_MAX {
             let query = View::new(&query[column..], group, dim, dim);
             return self.some(query, group, |_| start, cache, to.folded(dim));
         }

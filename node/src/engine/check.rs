@@ -48,6 +48,11 @@ struct Pairs {
 }
 
 pub(super) async fn check(engine: &Engine, expected: &[u8], tolerance: f32) -> Result<Report, EngineError> {
+    // Each number is there as it came, as a tensor, and beside what is computed.
+    let (needed, allowed) = ((3 * expected.len()) as u64, engine.limits.bytes);
+    if allowed < needed {
+        return Err(EngineError::no_memory("what was recorded", needed, allowed));
+    }
     let expected = Expected::read(expected)?;
     if matches!(engine.shape.kind, Kind::Encoder { .. }) != (expected.what == What::HiddenState) {
         return Err(wrong(expected.what.name(), "are not what the model computes"));

@@ -33,6 +33,11 @@ impl Distances {
         Self { values: (0..heads).flat_map(of).collect(), max }
     }
 
+    /// Bytes that the biases of so many heads take.
+    pub(crate) fn bytes(heads: usize, buckets: Buckets) -> u64 {
+        (heads * (2 * buckets.distance_max + 1) * size_of::<f32>()) as u64
+    }
+
     /// The biases of `head`, for [`Biases::of`].
     pub(crate) fn head(&self, head: usize) -> Biases<'_> {
         let count = 2 * self.max + 1;

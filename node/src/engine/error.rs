@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use surf_protocol::Group;
 
+use super::budget::readable;
 use crate::weights::WeightsError;
 
 /// The engine could not load a model, or could not answer.
@@ -55,6 +56,34 @@ pub enum EngineError {
     /// What was asked for is not available on this machine or in this build.
     #[error("{0}")]
     Device(String),
+    /// A model of which not even one token fits into memory.
+    #[error(
+        "{cause}: one token takes {} beside the weights, and {} of memory (--memory) leave {}",
+        readable(*.needed), readable(*.memory), readable(*.allowed)
+    )]
+    TooWide {
+        /// What makes it so wide.
+        cause: String,
+        /// Bytes that one token takes.
+        needed: u64,
+        /// Bytes that it may take.
+        allowed: u64,
+        /// Bytes of the memory budget.
+        memory: u64,
+    },
+    /// What a request takes does not fit into memory, even if it is alone.
+    #[error("{what} takes {} beside the weights; the memory budget (--memory) has {} for it", readable(*.needed), readable(*.allowed))]
+    NoMemory {
+        /// What takes it.
+        what: String,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that it may take.
+        allowed: u64,
+    },
+    /// A fault of the program: a panic, whose text is in the log.
+    #[error("{0} failed because of a fault in this program; its log says more")]
+    Panicked(&'static str),
     /// A request that cannot be answered, through no fault of the model.
     #[error("{0}")]
     Request(String),
@@ -95,6 +124,10 @@ impl From<candle_core::Error> for EngineError {
 }
 
 impl EngineError {
+    pub(crate) fn no_memory(what: impl ToString, needed: u64, allowed: u64) -> Self {
+        Self::NoMemory { what: what.to_string(), needed, allowed }
+    }
+
     pub(crate) fn config(field: impl ToString, reason: impl ToString) -> Self {
         Self::Config { field: field.to_string(), reason: reason.to_string() }
     }

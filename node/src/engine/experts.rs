@@ -102,7 +102,6 @@ impl Mixture {
         if self.stacked.is_none() {
             let groups: Vec<Group> = takers.keys().map(|&expert| self.group(expert)).collect();
             pass.weights.expect(&groups);
-            pass.experts.forget();
         }
         pass.guess(before)?;
         // Also what needs no waiting, while they come.
@@ -174,8 +173,8 @@ impl KeptExperts {
         Ok(mlp)
     }
 
-    /// Lets go of those that have left memory.
-    fn forget(&self) {
+    /// Lets go of those that have left memory. Looks at all, so once a pass is enough.
+    pub(crate) fn forget(&self) {
         let mut kept = self.0.lock().expect("no panics while held");
         kept.retain(|_, (tensors, _)| tensors.strong_count() != 0);
     }

@@ -18,6 +18,7 @@ use super::{
     norm::RmsNorm,
     pass::Pass,
     rotary::Rotary,
+    widths::Stage,
 };
 
 /// Scores held at once by one thread. With many heads and long contexts fewer tokens are taken together.
@@ -73,6 +74,24 @@ impl LatentShape {
     /// Elements of a head's query.
     pub(crate) fn query(&self) -> usize {
         self.plain + self.turned
+    }
+
+    /// What it takes in a pass, where queries have a latent of `query_latent` elements.
+    pub(crate) fn stage(&self, hidden: usize, query_latent: usize) -> Stage {
+        let Self { heads, latent, plain, turned, value, .. } = *self;
+        let cause = format!(
+            "num_attention_heads is {heads}, kv_lora_rank {latent}, qk_nope_head_dim {plain} and v_head_dim {value}"
+        );
+        let of_heads = heads * (2 * self.query() + turned + self.kept() + latent + 3 * value);
+        let widest = hidden.max(query_latent).max(heads * value).max(latent);
+        Stage {
+            cause,
+            row: (of_heads + 3 * query_latent + 6 * self.kept() + 4 * hidden) as u64,
+            // Each thread widens one head's rows of the expansion.
+            thread: ((plain + value) * latent).max(4 * widest) as u64,
+            heads: heads as u64,
+            keys: [0; 2],
+        }
     }
 }
 
@@ -177,19 +196,22 @@ impl LatentAttention {
         let LatentShape { heads, latent, scale, .. } = self.shape;
         let size = self.shape.kept();
         let seen_max = start + query.len() / (heads * size);
-        let together = (SCORES_MAX / (heads * seen_max)).max(1);
-        let tasks =
-            query.par_chunks(together * heads * size).zip(to.par_chunks_mut(together * heads * latent));
+        // Rows are the heads of a token, then those of the next: whole tokens, unless one has too many.
+        let together = match SCORES_MAX / seen_max / heads * heads {
+            0 => (SCORES_MAX / seen_max).max(1),
+            whole => whole,
+        };
+        let tasks = query.par_chunks(together * size).zip(to.par_chunks_mut(together * latent));
         tasks.enumerate().for_each(|(at, (query, to))| {
-            let first = start + at * together;
             let rows = query.len() / size;
-            let count = first + rows / heads;
+            let seen = |row: usize| start + (at * together + row) / heads + 1;
+            let count = seen(rows - 1);
             let mut scores = vec![0.0; rows * count];
             let keys = View::new(kept, count, size, size);
             let query = View::new(query, rows, size, size);
             product(Block::whole(&mut scores, rows, count), query, keys.transposed(), scale);
             for (row, scores) in scores.chunks_exact_mut(count).enumerate() {
-                let (seen, unseen) = scores.split_at_mut(first + row / heads + 1);
+                let (seen, unseen) = scores.split_at_mut(seen(row));
                 softmax(seen);
                 unseen.fill(0.0);
             }

@@ -13,6 +13,8 @@
 //! - `attention`, `plain_attention`, `latent`, `mlp`, `experts`, `router`, `norm`, `rotary`, `distances`,
 //!   `linear`: the layers. `kernels`: their arithmetic; `compute`: their large products on a device.
 //! - `files`: the small files of a model, and `gguf`: what stands for them in a GGUF file.
+//! - `memory`: how the memory budget is shared. `budget`: reservations of it. `widths`: what a pass takes.
+//!   `caught`: panics as errors.
 //! - `sampling`, `stop`, `text`, `wordpiece`, `template`: from logits to text, and from text to tokens.
 //! - `sentence`: from vectors of tokens to one of the text.
 //! - `check`: is it right? Compares with what another implementation computed. `reading`: how far apart are two models?
@@ -25,7 +27,9 @@ mod actor;
 mod arch;
 mod attention;
 mod batch;
+mod budget;
 mod cache;
+mod caught;
 mod check;
 mod compute;
 mod distances;
@@ -38,6 +42,7 @@ mod host;
 mod kernels;
 mod latent;
 mod linear;
+mod memory;
 mod mlp;
 mod model;
 mod norm;
@@ -59,6 +64,7 @@ mod stored;
 mod template;
 mod text;
 mod whole;
+mod widths;
 mod wordpiece;
 
 #[cfg(test)]
@@ -80,6 +86,7 @@ pub use check::Report;
 pub use error::EngineError;
 pub use files::Files;
 pub use gguf::Wanted;
+pub use memory::Shares;
 pub use pack::{Packing, Unpackable};
 pub use reading::Reading;
 pub use request::{Done, Event, FinishReason, Prompt, Request, Token};
@@ -91,12 +98,15 @@ pub use whole::is_whole;
 use crate::{config, journal::Journal, weights::Weights};
 use actor::{Actor, Command};
 use arch::{Kind, Shape};
+use caught::caught;
 use compute::Compute;
+use memory::{WeightSizes, Working};
 use model::Model;
 use sentence::Sentence;
-use sequence::Job;
+use sequence::{Job, Sequence};
 use stored::Stored;
 use text::Text;
+use widths::{PassSize, Widths};
 
 /// Requests that may wait for a place. Beyond it the answer is [`EngineError::Busy`].
 const QUEUE_MAX: usize = 64;
@@ -104,11 +114,12 @@ const QUEUE_MAX: usize = 64;
 /// Events that may wait for a client. One that takes nothing is left out of passes until it does.
 const EVENTS_MAX: usize = 64;
 
-/// Bytes of keys and values that all sequences may fill together.
-const CACHE_BYTES_MAX: u64 = 8 << 30;
-
 /// Bytes of results that one [`Engine::forward`] may give.
 const OUTPUT_BYTES_MAX: u64 = 1 << 30;
+
+/// Bytes of vectors that one [`Engine::embed`] may give: 2,048 texts with 4,096 elements each. Written as
+/// numbers, they are several times as many.
+const VECTOR_BYTES_MAX: u64 = 32 << 20;
 
 /// Tokens of texts that are embedded before others have their turn.
 const EMBED_TOKENS_MAX: usize = 4096;
@@ -147,6 +158,18 @@ pub struct Engine {
     /// How texts become vectors, or why they cannot.
     sentence: Arc<Result<Sentence, EngineError>>,
     device: Arc<str>,
+    /// What requests are checked against.
+    limits: Limits,
+    pass: Arc<Widths>,
+}
+
+/// What one request may take, if it is alone.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Bytes of keys and values, and of results.
+    bytes: u64,
+    /// Tokens that an encoder can see at once.
+    encoded: usize,
 }
 
 /// Texts as vectors.
@@ -167,7 +190,8 @@ impl Engine {
         config: &config::Engine,
         journal: Arc<Journal>,
     ) -> Result<Self, EngineError> {
-        Self::load_on(Compute::of(config)?, config.memory, files, weights, journal)
+        let load = || Self::load_on(Compute::of(config)?, config.memory, files, weights, journal);
+        caught("loading the model", load)
     }
 
     /// The same, with products computed by `compute`.
@@ -178,14 +202,31 @@ impl Engine {
         weights: Arc<dyn Weights>,
         journal: Arc<Journal>,
     ) -> Result<Self, EngineError> {
-        runnable(weights.manifest())?;
+        let threads = memory::threads();
+        let (shape, widths, shares) = described(files, weights.manifest(), memory, threads)?;
+        let working = Working::new(&shape, widths, shares.work, threads)?;
+        Self::load_in(compute, memory, working, files, weights, journal)
+    }
+
+    /// The same, with `working` for all but weights.
+    fn load_in(
+        compute: Compute,
+        memory: u64,
+        working: Working,
+        files: &Files,
+        weights: Arc<dyn Weights>,
+        journal: Arc<Journal>,
+    ) -> Result<Self, EngineError> {
+        let pass = working.widths();
+        let limits = Limits { bytes: working.budget().left(), encoded: working.rows_alone() };
         let device = Arc::from(compute.name());
         let architecture = match whole::read(files, &weights, compute.room(memory), &compute.device())? {
             Some(whole) => whole,
             None => arch::read(files, weights.manifest())?,
         };
         let text = Arc::new(Text::read(files)?);
-        let model = Model::new(architecture, weights, journal, compute)?.stored(Stored::read(files)?);
+        let model =
+            Model::new(architecture, weights, journal, compute, working)?.stored(Stored::read(files)?);
         let shape = model.shape();
         let (commands, queue) = sync_channel(QUEUE_MAX);
         let actor = Actor::new(model, Arc::clone(&text), queue);
@@ -194,14 +235,14 @@ impl Engine {
             .spawn(move || actor.run())
             .map_err(|error| EngineError::Device(format!("no thread to run the model on: {error}")))?;
         let sentence = Arc::new(Sentence::read(files));
-        Ok(Self { commands, text, shape, sentence, device })
+        Ok(Self { commands, text, shape, sentence, device, limits, pass })
     }
 
     /// Starts to answer `request`. Tokenizes on this thread, which for a long prompt takes a while.
     ///
     /// The last event is [`Event::Done`] or [`Event::Failed`]. Dropping the receiver cancels; one from
     /// which nothing is taken for a minute is given up.
-    pub fn generate(&self, request: Request) -> Result<mpsc::Receiver<Event>, EngineError> {
+    pub fn generate(&self, mut request: Request) -> Result<mpsc::Receiver<Event>, EngineError> {
         request.sampling.check()?;
         match self.shape.kind {
             Kind::Encoder { .. } => {
@@ -219,10 +260,11 @@ impl Engine {
             return Err(EngineError::Request(reason));
         }
         let asked = Instant::now();
-        let prompt = match &request.prompt {
-            Prompt::Text(text) => self.text.encode(text)?,
-            Prompt::Tokens(tokens) => tokens.clone(),
-            Prompt::Chat(messages) => self.text.encode_chat(messages)?,
+        // A prompt may be long, and is kept as tokens from here on.
+        let prompt = match std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new())) {
+            Prompt::Text(text) => self.text.encode(&text)?,
+            Prompt::Tokens(tokens) => tokens,
+            Prompt::Chat(messages) => self.text.encode_chat(&messages)?,
         };
         self.check_tokens(&prompt)?;
         let taken = match self.shape.kind {
@@ -230,6 +272,8 @@ impl Engine {
             Kind::Seq2Seq { .. } => 1,
             Kind::Causal | Kind::Encoder { .. } => prompt.len(),
         };
+        let needed = Sequence::bytes_of(&request, prompt.len(), self.shape);
+        self.check_memory("the prompt", prompt.len(), needed)?;
         let room = self.context() - taken;
         let tokens_max = request.max_tokens.map_or(room, |max| max.min(room));
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
@@ -245,13 +289,12 @@ impl Engine {
             self.check_tokens(&row.tokens)?;
             row.decoder.iter().try_for_each(|tokens| self.check_tokens(tokens))?;
             row.check(self.shape)?;
-            let (positions, width) = row.size(self.shape);
-            let kept = (row.tokens.len() + positions) as u64 * self.shape.cache.token_bytes();
-            bytes = bytes.saturating_add(kept + positions as u64 * width as u64 * 4);
+            self.check_memory("a row", row.tokens.len(), batch::kept_bytes(row, self.shape))?;
+            bytes = bytes.saturating_add(batch::result_bytes(row, self.shape));
         }
-        if OUTPUT_BYTES_MAX < bytes {
-            let reason = format!("results for {} rows are more than one answer may hold", rows.len());
-            return Err(EngineError::Request(reason));
+        let allowed = OUTPUT_BYTES_MAX.min(self.limits.bytes / 2);
+        if allowed < bytes {
+            return Err(EngineError::no_memory(format!("the result of {} rows", rows.len()), bytes, allowed));
         }
         let what = match self.shape.kind {
             Kind::Encoder { .. } => What::HiddenState,
@@ -269,6 +312,7 @@ impl Engine {
         }
         let sentence = self.sentence.as_ref().as_ref().map_err(Clone::clone)?;
         let tokens_max = sentence.tokens_max().map_or(self.context(), |max| max.min(self.context()));
+        self.check_vectors(texts.len(), sentence)?;
         let mut embedded = Embedded::default();
         let mut texts = texts.iter();
         while texts.len() != 0 {
@@ -295,6 +339,20 @@ impl Engine {
         Ok(embedded)
     }
 
+    /// Fails if the vectors of so many texts are more than one answer may hold.
+    fn check_vectors(&self, texts: usize, sentence: &Sentence) -> Result<(), EngineError> {
+        let (Kind::Encoder { width } | Kind::Seq2Seq { width, .. }) = self.shape.kind else { return Ok(()) };
+        let bytes = (texts * sentence.width(width) * size_of::<f32>()) as u64;
+        if VECTOR_BYTES_MAX < bytes {
+            let [bytes, most] = [bytes, VECTOR_BYTES_MAX].map(budget::readable);
+            let reason = format!(
+                "the vectors of {texts} texts take {bytes}, and one answer holds {most}; ask for fewer"
+            );
+            return Err(EngineError::Request(reason));
+        }
+        Ok(())
+    }
+
     async fn run(&self, rows: Vec<Row>, what: What) -> Result<Vec<Output>, EngineError> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Forward { rows, what, reply })?;
@@ -311,8 +369,13 @@ impl Engine {
 
     /// Tokens that a prompt and its continuation may have together.
     pub fn context(&self) -> usize {
-        let affordable = CACHE_BYTES_MAX / self.shape.cache.token_bytes().max(1);
-        self.shape.context.min(usize::try_from(affordable).unwrap_or(usize::MAX))
+        self.shape.context
+    }
+
+    /// Bytes that a prompt of so many tokens takes while it is computed in one pass, beside weights: a bound.
+    pub fn prompt_bytes(&self, tokens: usize) -> u64 {
+        let size = PassSize { rows: tokens, keys: tokens, threads: memory::threads() };
+        self.pass.pass_bytes(size).saturating_add(self.shape.cache.bytes(tokens))
     }
 
     /// What computes its products: `cpu`, `cuda:0`.
@@ -342,6 +405,24 @@ impl Engine {
         }
     }
 
+    /// Fails if `what`, of so many tokens, does not fit into memory even if it is alone.
+    fn check_memory(&self, what: &str, tokens: usize, needed: u64) -> Result<(), EngineError> {
+        let what = || format!("{what} of {tokens} tokens");
+        if self.limits.bytes < needed {
+            return Err(EngineError::no_memory(what(), needed, self.limits.bytes));
+        }
+        let encodes = !matches!(self.shape.kind, Kind::Causal);
+        if encodes && self.limits.encoded < tokens {
+            let reason = format!(
+                "{} is encoded at once, and memory (--memory) has room for {}",
+                what(),
+                self.limits.encoded
+            );
+            return Err(EngineError::Request(reason));
+        }
+        Ok(())
+    }
+
     fn send(&self, command: Command) -> Result<(), EngineError> {
         self.commands.try_send(command).map_err(|error| match error {
             TrySendError::Full(_) => EngineError::Busy(QUEUE_MAX),
@@ -360,6 +441,32 @@ pub fn can_run(files: &Files, manifest: &Manifest) -> Result<(), EngineError> {
 /// Whether this build can compute as `config` says, on this machine.
 pub fn usable(config: &config::Engine) -> Result<(), EngineError> {
     Compute::of(config).map(drop)
+}
+
+/// How the memory of `config` would be shared for the model that `files` and `manifest` describe, or why it
+/// cannot run here. Looks at no weights.
+pub fn shares(files: &Files, manifest: &Manifest, config: &config::Engine) -> Result<Shares, EngineError> {
+    let (.., shares) = described(files, manifest, config.memory, memory::threads())?;
+    Ok(shares)
+}
+
+/// Sizes of the model that `files` and `manifest` describe, and how `memory` bytes are shared for it.
+fn described(
+    files: &Files,
+    manifest: &Manifest,
+    memory: u64,
+    threads: usize,
+) -> Result<(Shape, Widths, Shares), EngineError> {
+    runnable(manifest)?;
+    let (shape, widths, sizes) = match whole::describe(files, manifest, memory)? {
+        Some(whole) => (whole.shape, whole.widths, WeightSizes::whole(whole.weights)),
+        None => {
+            let architecture = arch::read(files, manifest)?;
+            (architecture.shape(), architecture.widths(), WeightSizes::of(manifest))
+        }
+    };
+    let shares = Shares::new(&shape, &widths, &sizes, memory, threads)?;
+    Ok((shape, widths, shares))
 }
 
 /// Fails for a model in formats that are distributed like any other, but not understood.

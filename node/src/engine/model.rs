@@ -16,10 +16,12 @@ use tokio::time::Instant;
 use super::{
     EngineError,
     arch::{Architecture, Layer, Shape, Step, Tables},
-    cache::{CacheShape, KvCache},
+    cache::KvCache,
     compute::Compute,
     experts::KeptExperts,
-    gguf, host, parts,
+    gguf, host,
+    memory::Working,
+    parts,
     parts::Parts,
     pass::{Entry, Pass, Span},
     stored::Stored,
@@ -40,6 +42,7 @@ pub(crate) struct Model {
     weights: Arc<dyn Weights>,
     journal: Arc<Journal>,
     compute: Compute,
+    working: Working,
     stored: Stored,
     threads: rayon::ThreadPool,
     kept: HashMap<Group, Kept>,
@@ -80,6 +83,7 @@ impl Model {
         weights: Arc<dyn Weights>,
         journal: Arc<Journal>,
         compute: Compute,
+        working: Working,
     ) -> Result<Self, EngineError> {
         let steps = architecture.steps();
         for step in &steps {
@@ -92,7 +96,7 @@ impl Model {
             .build()
             .map_err(|error| EngineError::Device(format!("no threads to compute with: {error}")))?;
         let (stored, kept, experts) = (Stored::default(), HashMap::new(), Arc::default());
-        Ok(Self { architecture, steps, weights, journal, compute, stored, threads, kept, experts })
+        Ok(Self { architecture, steps, weights, journal, compute, working, stored, threads, kept, experts })
     }
 
     /// The same, of weights that are stored like this.
@@ -110,89 +114,132 @@ impl Model {
         self.architecture.positions(tokens, mask)
     }
 
-    /// Runs the new tokens of all sequences through the model, and adds them to their caches.
-    /// Returns, for each sequence, the wanted logits, by positions.
+    /// What it holds beside weights.
+    pub(crate) fn working(&self) -> &Working {
+        &self.working
+    }
+
+    /// Runs the new tokens of all sequences through the model, and adds them to their caches. Calls `told`
+    /// with the number of a sequence and logits, for each of its positions that are wanted, in order.
     ///
     /// After an error the caches are as before.
-    pub(crate) fn forward(&mut self, inputs: Vec<Input<'_>>) -> Result<Vec<Vec<f32>>, EngineError> {
-        let (mut entries, mut wanted, mut counts, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        for Input { entry, want } in inputs {
+    pub(crate) fn forward(
+        &mut self,
+        inputs: Vec<Input<'_>>,
+        told: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        let (mut entries, mut wanted, mut whose, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        // Keys and values of what was encoded are made in the first pass over it.
+        let mut rows = 0;
+        for (at, Input { entry, want }) in inputs.into_iter().enumerate() {
             let end = first + entry.tokens.len() as u32;
-            let rows = match want {
+            let some = match want {
                 Want::Nothing => end..end,
                 Want::Last => end - 1..end,
                 Want::All => first..end,
             };
-            counts.push(rows.len());
-            wanted.extend(rows);
+            whose.extend(some.clone().map(|_| at));
+            wanted.extend(some);
+            rows = rows.max(entry.source.as_ref().map_or(0, |source| source.unseen()));
             entries.push(entry);
             first = end;
         }
+        let _more = self.working.beyond(rows.max(first as usize))?;
         let weights = Arc::clone(&self.weights);
         let mut pass = Pass::new(entries, &*weights);
         pass.wanted = wanted;
-        let logits = self.run(Stack::Decoder, &mut pass)?;
+        let x = self.run(Stack::Decoder, &mut pass)?;
+        let mut whose = whose.into_iter();
+        self.head(x, &mut pass, &mut |logits| told(whose.next().unwrap_or_default(), logits))?;
         for span in &mut pass.spans {
             span.cache.advance(span.rows.len());
             span.source.as_mut().into_iter().for_each(|source| source.complete());
         }
-        let Some(logits) = logits else { return Ok(vec![Vec::new(); counts.len()]) };
-        let vocab = self.shape().vocab;
-        host::read(&logits, |mut logits| {
-            let mut split = Vec::with_capacity(counts.len());
-            for count in counts {
-                let (mine, rest) = logits.split_at(count * vocab);
-                split.push(mine.to_vec());
-                logits = rest;
-            }
-            split
-        })
+        Ok(())
     }
 
     /// Runs whole rows, each of tokens and their positions, through the encoder. Returns the last
     /// hidden states of each, by tokens.
     pub(crate) fn encode(&mut self, rows: &[(&[u32], &[u32])]) -> Result<Vec<Tensor>, EngineError> {
         // An encoder sees everything at once, and keeps nothing.
-        let nothing = CacheShape { blocks: 0, ..self.shape().cache };
+        let nothing = self.shape().cache.nothing();
         let mut caches: Vec<KvCache> = rows.iter().map(|_| KvCache::new(nothing)).collect();
         let entry = |(&(tokens, positions), cache)| {
             let positions = Some(positions);
             Entry { tokens, positions, cache, source: None }
         };
+        let tokens = rows.iter().map(|(tokens, _)| tokens.len()).sum();
+        let _more = self.working.beyond(tokens)?;
         let weights = Arc::clone(&self.weights);
         let mut pass = Pass::new(rows.iter().zip(&mut caches).map(entry), &*weights);
         let hidden = self.run(Stack::Encoder, &mut pass)?;
-        let hidden = hidden.ok_or_else(|| EngineError::Request("the model has no encoder".to_owned()))?;
         let part = |span: &Span<'_>| hidden.narrow(0, span.rows.start, span.rows.len());
         Ok(pass.spans.iter().map(part).collect::<Result<_, _>>()?)
     }
 
-    /// All steps of one stage. The head is skipped if no logits are wanted.
-    fn run(&mut self, stage: Stack, pass: &mut Pass<'_>) -> Result<Option<Tensor>, EngineError> {
+    /// All steps of one stage but the head. Returns the hidden states of all tokens.
+    fn run(&mut self, stage: Stack, pass: &mut Pass<'_>) -> Result<Tensor, EngineError> {
+        self.experts.forget();
         pass.experts = Arc::clone(&self.experts);
         let mut tables = TableRows { weights: &*self.weights, kept: &self.kept };
         let mut x = self.architecture.embed(&mut tables, pass)?;
-        let mut all = true;
         for at in 0..self.steps.len() {
-            if self.steps[at].stage() != stage {
-                continue;
+            if self.steps[at].stage() == stage && !self.steps[at].head {
+                let layer = self.layer(at)?;
+                pass.next = self.next(at)?;
+                x = self.step(at, &*layer, &x, pass)?;
             }
-            if self.steps[at].head && pass.wanted.is_empty() {
-                return Ok(None);
-            }
-            if self.steps[at].head && all {
-                all = false;
-                let wanted = Tensor::from_slice(&pass.wanted, pass.wanted.len(), &Device::Cpu)?;
-                x = x.index_select(&wanted, 0)?;
-            }
-            let layer = self.layer(at)?;
-            pass.next = self.next(at)?;
-            let start = Instant::now();
-            x = self.threads.install(|| layer.forward(&x, pass))?;
-            let took_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.journal.record(Event::GroupComputed { group: self.steps[at].group.to_string(), took_us });
         }
-        Ok(Some(x))
+        Ok(x)
+    }
+
+    /// The head, for the tokens of `x` whose logits are wanted: as many together as there is memory for.
+    fn head(
+        &mut self,
+        x: Tensor,
+        pass: &mut Pass<'_>,
+        told: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), EngineError> {
+        if pass.wanted.is_empty() {
+            return Ok(());
+        }
+        let mut layers = Vec::new();
+        for at in 0..self.steps.len() {
+            if self.steps[at].head {
+                layers.push((at, self.layer(at)?));
+            }
+        }
+        let vocab = self.shape().vocab;
+        let together = match self.architecture.takes_all() {
+            // Its logits were computed with everything else.
+            true => usize::MAX,
+            false => self.working.logits_together(pass.tokens.len()),
+        };
+        let wanted = std::mem::take(&mut pass.wanted);
+        for some in wanted.chunks(together) {
+            let some = Tensor::from_slice(some, some.len(), &Device::Cpu)?;
+            let mut x = x.index_select(&some, 0)?;
+            for (at, layer) in &layers {
+                x = self.step(*at, &**layer, &x, pass)?;
+            }
+            host::read(&x, |logits| logits.chunks_exact(vocab).for_each(&mut *told))?;
+        }
+        Ok(())
+    }
+
+    /// Step `at`, which is `layer`.
+    fn step(
+        &self,
+        at: usize,
+        layer: &dyn Layer,
+        x: &Tensor,
+        pass: &mut Pass<'_>,
+    ) -> Result<Tensor, EngineError> {
+        let start = Instant::now();
+        let y = self.threads.install(|| layer.forward(x, pass))?;
+        let took_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.journal.record(Event::GroupComputed { group: self.steps[at].group.to_string(), took_us });
+        Ok(y)
     }
 
     /// The layer after step `at`, if its weights are here.
@@ -246,9 +293,16 @@ struct TableRows<'a> {
 
 impl Tables for TableRows<'_> {
     fn rows(&mut self, tensor: &str, rows: &[u32], cols: usize) -> Result<Tensor, EngineError> {
-        let mut values = Vec::with_capacity(rows.len() * cols);
         let manifest = self.weights.manifest();
         let tensor = &*gguf::stored_name(tensor, |name| manifest.tensor(name).is_some());
+        // Before a row of it is asked for, which may be of any length.
+        if let Some(entry) = manifest.tensor(tensor)
+            && entry.shape.get(1..) != Some(&[cols as u64])
+        {
+            let reason = format!("is {:?}, not a table with rows of {cols}", entry.shape);
+            return Err(EngineError::tensor(tensor, reason));
+        }
+        let mut values = Vec::with_capacity(rows.len() * cols);
         let kept = self.kept.get(&Group::Embed).and_then(|kept| kept.tensors.tensors.get(tensor));
         if let Some(raw) = kept {
             let table_rows = raw.shape.first().copied().unwrap_or(0);

@@ -1,7 +1,7 @@
 //! How a model reads a text: what it holds likely at every place. Two readings of one text say how far apart
 //! two models are.
 
-use super::{Engine, EngineError, Row, actor::PASS_TOKENS_MAX, arch::Kind};
+use super::{Engine, EngineError, Row, arch::Kind, memory::PASS_TOKENS_MAX};
 
 /// Likelihoods that a reading may hold. With a vocabulary of 150,000 tokens, those of 436 places.
 const BYTES_MAX: usize = 256 << 20;
@@ -22,7 +22,8 @@ impl Engine {
             return Err(EngineError::Request(reason.to_owned()));
         }
         let mut tokens = self.text.encode(text)?;
-        let places = BYTES_MAX / (size_of::<f32>() * self.shape.vocab.max(1));
+        let bytes = usize::try_from(self.limits.bytes / 4).map_or(BYTES_MAX, |bytes| bytes.min(BYTES_MAX));
+        let places = bytes / (size_of::<f32>() * self.shape.vocab.max(1));
         tokens.truncate(places.min(PASS_TOKENS_MAX).min(self.context()));
         if tokens.len() < 2 {
             return Err(EngineError::Request("the text is too short to be judged by".to_owned()));

@@ -109,6 +109,11 @@ impl Sentence {
         self.tokens_max
     }
 
+    /// Elements of a text's vector, where a token's has so many.
+    pub(crate) fn width(&self, of_token: usize) -> usize {
+        self.pooling.len() * of_token
+    }
+
     /// `text` as the tokenizer is to see it.
     pub(crate) fn prepared(&self, text: &str) -> String {
         let text = text.trim();

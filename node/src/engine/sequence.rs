@@ -1,14 +1,16 @@
 //! One request in flight: what the model has seen of it, and what its client has been told.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use candle_core::Tensor;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Done, EngineError, Event, FinishReason, Request, Token,
+    Done, EngineError, Event, FinishReason, Logprob, Request, Token,
     arch::{Kind, Shape},
+    budget::{MemoryBudget, Reservation},
     cache::{CacheShape, KvCache},
+    memory::stepped,
     model::{Input, Want},
     pass::Entry,
     sampling::{self, Sampler},
@@ -20,6 +22,13 @@ use super::{
 /// Alternatives that may be named for each token.
 const ALTERNATIVES_MAX: usize = 128;
 
+/// Bytes of a token of the prompt, in the lists that it is in.
+const TOKEN_BYTES: u64 = 16;
+
+/// Bytes of a token that is told: its text twice, in whatever form, and its likelihood. And of an alternative.
+const TOLD_BYTES: u64 = 256;
+const ALTERNATIVE_BYTES: u64 = 96;
+
 /// Events that one pass may cause: the prompt, a token, the end.
 const EVENTS_PER_PASS: usize = 3;
 
@@ -30,6 +39,7 @@ pub(crate) struct Job {
     pub(crate) prompt: Vec<u32>,
     /// Tokens to generate. With the prompt no more than the context.
     pub(crate) tokens_max: usize,
+    /// What was asked for. Its prompt is the one above.
     pub(crate) request: Request,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) asked: Instant,
@@ -43,16 +53,42 @@ pub(crate) struct Sequence {
     tokens: Vec<u32>,
     /// How many it was given.
     given: usize,
+    shape: CacheShape,
     cache: KvCache,
     /// What an encoder says of the prompt, if the model has one.
     source: Looking,
+    /// Bytes that it takes whatever it has seen.
+    beside: u64,
+    /// Memory for what it has seen, and for some more.
+    memory: Option<Reservation>,
+    /// How likely each token of the prompt was, after the first, as far as that is asked for and known.
+    scores: Vec<Logprob>,
+    /// Whether the prompt was told.
+    echoed: bool,
+    /// The token after all that were seen.
+    drawn: Option<Result<Drawn, EngineError>>,
     sampler: Sampler,
     stops: Stops,
     decoder: Decoder,
-    echoed: Vec<Token>,
     ttft: Option<Duration>,
     /// Since when the client has taken nothing.
     full_since: Option<Instant>,
+}
+
+/// Where the logits of a sequence's part in a pass go.
+#[derive(Debug)]
+pub(crate) struct Sink<'a> {
+    /// The position whose logits come next.
+    at: usize,
+    /// How many tokens there are. The last one's logits choose the next token, if one is wanted.
+    tokens: usize,
+    draws: bool,
+    prompt: &'a [u32],
+    /// How many alternatives to name, if it is wanted how likely tokens are.
+    top: Option<usize>,
+    scores: Option<&'a mut Vec<Logprob>>,
+    sampler: &'a mut Sampler,
+    drawn: &'a mut Option<Result<Drawn, EngineError>>,
 }
 
 /// What a decoder has to look back at.
@@ -61,9 +97,12 @@ enum Looking {
     /// Nothing: the prompt is what it continues.
     Nowhere,
     /// The prompt, which was not encoded yet.
-    Not(CacheShape),
+    Not,
     Back(Box<Source>),
 }
+
+/// A token that was chosen, and how likely it was, if that is asked for.
+type Drawn = (u32, Option<Logprob>);
 
 /// Whether a sequence goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,48 +113,94 @@ pub(crate) enum Next {
     Over,
 }
 
-impl Job {
-    /// Bytes of keys and values that it may need.
-    pub(crate) fn cache_bytes(&self, shape: CacheShape) -> u64 {
-        shape.token_bytes().saturating_mul((self.prompt.len() + self.tokens_max) as u64)
-    }
-}
-
 impl Sequence {
     pub(crate) fn new(job: Job, shape: Shape, text: &Text) -> Self {
         let (tokens, source) = match shape.kind {
-            Kind::Seq2Seq { start } => (vec![start], Looking::Not(shape.cache)),
+            Kind::Seq2Seq { start, .. } => (vec![start], Looking::Not),
             Kind::Causal | Kind::Encoder { .. } => (job.prompt.clone(), Looking::Nowhere),
         };
         Self {
+            shape: shape.cache,
             cache: KvCache::new(shape.cache),
+            memory: None,
+            scores: Vec::new(),
+            drawn: None,
             sampler: Sampler::new(job.request.sampling),
             stops: Stops::new(job.request.stop.clone()),
             decoder: text.decoder(&tokens),
             given: tokens.len(),
             tokens,
             source,
-            echoed: Vec::new(),
+            beside: beside(&job.request, job.prompt.len(), shape),
+            echoed: false,
             ttft: None,
             full_since: None,
             job,
         }
     }
 
-    /// Bytes of keys and values that it may need.
-    pub(crate) fn cache_bytes(&self, shape: CacheShape) -> u64 {
-        self.job.cache_bytes(shape)
+    /// Reserves memory for `more` tokens after those that it has seen, and for some steps beyond them, if
+    /// these are left. False if not even those fit.
+    pub(crate) fn reserve(&mut self, budget: &Arc<MemoryBudget>, more: usize) -> bool {
+        let seen = self.cache.len() + more;
+        if self.memory.as_ref().is_some_and(|memory| self.bytes(seen) <= memory.bytes()) {
+            return true;
+        }
+        // All that it may ever have, if that is near.
+        let all = self.given + self.job.tokens_max;
+        for tokens in [stepped(seen).min(all.max(seen)), seen] {
+            let bytes = self.bytes(tokens);
+            let taken = match &mut self.memory {
+                Some(memory) => memory.grow_to(bytes),
+                None => budget.reserve(bytes).map(|memory| self.memory = Some(memory)).is_some(),
+            };
+            if taken {
+                self.cache.grow(tokens);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Bytes that it takes with so many tokens in its cache.
+    pub(crate) fn bytes(&self, tokens: usize) -> u64 {
+        self.shape.bytes(tokens).saturating_add(self.beside)
+    }
+
+    /// Bytes that it adds when it grows next.
+    pub(crate) fn step_bytes(&self) -> u64 {
+        self.bytes(stepped(self.len())).saturating_sub(self.bytes(self.len()))
+    }
+
+    /// Gives back its memory. What it has seen is to be computed again.
+    pub(crate) fn preempt(&mut self) {
+        self.cache = KvCache::new(self.shape);
+        if let Looking::Back(_) = self.source {
+            self.source = Looking::Not;
+        }
+        self.memory = None;
+    }
+
+    /// Bytes that a sequence takes to begin with, for this request with a prompt of so many tokens.
+    pub(crate) fn bytes_of(request: &Request, prompt_tokens: usize, shape: Shape) -> u64 {
+        let given = if let Kind::Seq2Seq { .. } = shape.kind { 1 } else { prompt_tokens };
+        shape.cache.bytes(given).saturating_add(beside(request, prompt_tokens, shape))
+    }
+
+    /// Tokens that it has, the prompt's included.
+    pub(crate) fn len(&self) -> usize {
+        self.tokens.len()
     }
 
     /// The prompt, if it is to be encoded first.
     pub(crate) fn unencoded(&self) -> Option<&[u32]> {
-        matches!(self.source, Looking::Not(_)).then_some(&self.job.prompt)
+        matches!(self.source, Looking::Not).then_some(&self.job.prompt)
     }
 
     /// Takes what the encoder says of the prompt.
     pub(crate) fn encoded(&mut self, hidden: Tensor) -> Result<(), EngineError> {
-        if let Looking::Not(shape) = self.source {
-            self.source = Looking::Back(Box::new(Source::new(hidden, shape)?));
+        if let Looking::Not = self.source {
+            self.source = Looking::Back(Box::new(Source::new(hidden, self.shape)?));
         }
         Ok(())
     }
@@ -139,43 +224,47 @@ impl Sequence {
         self.tokens.len() - self.cache.len()
     }
 
-    /// Its part in a pass, of at most `tokens_max` tokens.
-    pub(crate) fn input(&mut self, tokens_max: usize) -> Input<'_> {
+    /// Its part in a pass, of at most `tokens_max` tokens, and where the logits go.
+    pub(crate) fn input(&mut self, tokens_max: usize) -> (Input<'_>, Sink<'_>) {
         let seen = self.cache.len();
         let end = self.tokens.len().min(seen + tokens_max);
-        let scores_prompt =
-            self.job.request.echo && self.job.request.logprobs.is_some() && seen < self.job.prompt.len();
+        let scores_prompt = self.scores_prompt();
         let want = match (scores_prompt, end == self.tokens.len()) {
             (true, _) => Want::All,
             (false, true) => Want::Last,
             (false, false) => Want::Nothing,
         };
+        let sink = Sink {
+            at: if want == Want::Last { end - 1 } else { seen },
+            tokens: self.tokens.len(),
+            draws: self.job.tokens_max != 0,
+            prompt: &self.job.prompt,
+            top: self.job.request.logprobs.map(|top| top.min(ALTERNATIVES_MAX)),
+            scores: scores_prompt.then_some(&mut self.scores),
+            sampler: &mut self.sampler,
+            drawn: &mut self.drawn,
+        };
         let source = match &mut self.source {
             Looking::Back(source) => Some(&mut **source),
-            Looking::Nowhere | Looking::Not(_) => None,
+            Looking::Nowhere | Looking::Not => None,
         };
         let (tokens, cache) = (&self.tokens[seen..end], &mut self.cache);
-        Input { entry: Entry { tokens, positions: None, cache, source }, want }
+        (Input { entry: Entry { tokens, positions: None, cache, source }, want }, sink)
     }
 
-    /// Goes on with the logits of a pass, by positions of `vocab` elements.
-    pub(crate) fn advance(&mut self, logits: &[f32], vocab: usize, text: &Text) -> Result<Next, EngineError> {
-        if self.cache.len() <= self.job.prompt.len() && self.job.request.echo {
-            self.echo(logits, vocab, text);
-        }
+    /// Goes on after a pass.
+    pub(crate) fn advance(&mut self, text: &Text) -> Result<Next, EngineError> {
         if self.cache.len() < self.tokens.len() {
             return Ok(Next::Pass);
         }
         let generated = self.tokens.len() - self.given;
         if generated == 0 && self.job.request.echo {
-            let echoed = std::mem::take(&mut self.echoed);
-            self.tell(Event::Prompt(echoed));
+            self.echo(text);
         }
         if self.job.tokens_max == 0 {
             return Ok(self.finish(FinishReason::Length));
         }
-        let last = &logits[logits.len() - vocab..];
-        let id = self.sampler.next(last)?;
+        let (id, logprob) = self.drawn.take().unwrap_or(Err(EngineError::NotFinite))?;
         self.ttft.get_or_insert_with(|| self.job.asked.elapsed());
         if text.eos().contains(&id) && !self.job.request.ignore_eos {
             return Ok(self.finish(FinishReason::Stop));
@@ -183,8 +272,6 @@ impl Sequence {
         self.tokens.push(id);
         let fresh = self.decoder.push(id);
         let checked = self.stops.push(&fresh);
-        let alternatives = self.job.request.logprobs.map(|top| top.min(ALTERNATIVES_MAX));
-        let logprob = alternatives.map(|top| sampling::logprob(last, id, top));
         self.tell(Event::Token(Token { id, text: checked.text, logprob }));
         if checked.stopped {
             return Ok(self.done(FinishReason::Stop, String::new()));
@@ -200,20 +287,20 @@ impl Sequence {
         self.tell(Event::Failed(error));
     }
 
-    /// Notes the prompt's tokens that the last pass has scored, or, if they need no score, that they
-    /// are there.
-    fn echo(&mut self, logits: &[f32], vocab: usize, text: &Text) {
-        let (from, to) = (self.echoed.len(), self.job.prompt.len().min(self.cache.len() + 1));
-        let seen_before = self.cache.len() - logits.len() / vocab;
-        for at in from..to {
-            let id = self.tokens[at];
-            let logprob = self.job.request.logprobs.and_then(|top| {
-                let row = at.checked_sub(seen_before + 1)?;
-                let logits = logits.get(row * vocab..(row + 1) * vocab)?;
-                Some(sampling::logprob(logits, id, top.min(ALTERNATIVES_MAX)))
-            });
-            self.echoed.push(Token { id, text: text.token(id), logprob });
-        }
+    /// Whether tokens of the prompt are to be scored yet.
+    fn scores_prompt(&self) -> bool {
+        let Request { echo, logprobs, .. } = &self.job.request;
+        *echo && !self.echoed && logprobs.is_some() && self.scores.len() + 1 < self.job.prompt.len()
+    }
+
+    /// Tells the prompt's tokens, with their scores, if these were asked for.
+    fn echo(&mut self, text: &Text) {
+        self.echoed = true;
+        let scores = std::mem::take(&mut self.scores).into_iter().map(Some);
+        let scores = std::iter::once(None).chain(scores).chain(std::iter::repeat(None));
+        let ids = self.job.prompt.iter().zip(scores);
+        let tokens = ids.map(|(&id, logprob)| Token { id, text: text.token(id), logprob });
+        self.tell(Event::Prompt(tokens.collect()));
     }
 
     /// Ends with the text that is still held back.
@@ -244,5 +331,38 @@ impl Sequence {
     /// more, nobody misses it.
     fn tell(&self, event: Event) {
         let _ = self.job.events.try_send(event);
+    }
+}
+
+/// Bytes that a sequence takes beside its keys and values: what it looks back at, its tokens, and what is
+/// told of a prompt that is echoed.
+fn beside(request: &Request, prompt_tokens: usize, shape: Shape) -> u64 {
+    let tokens = prompt_tokens as u64;
+    let source = match shape.kind {
+        // With the encoder's output, until its keys and values are made.
+        Kind::Seq2Seq { width, .. } => {
+            shape.cache.bytes(prompt_tokens).saturating_add(tokens * (width * size_of::<f32>()) as u64)
+        }
+        Kind::Causal | Kind::Encoder { .. } => 0,
+    };
+    let alternatives = request.logprobs.map_or(0, |top| top.min(ALTERNATIVES_MAX)) as u64;
+    let told = if request.echo { TOLD_BYTES + ALTERNATIVE_BYTES * alternatives } else { 0 };
+    source.saturating_add(tokens * (TOKEN_BYTES + told))
+}
+
+impl Sink<'_> {
+    /// Takes the logits of the next position that is wanted. Keeps of them what is asked for.
+    pub(crate) fn see(&mut self, logits: &[f32]) {
+        self.at += 1;
+        let score = |id, top| sampling::logprob(logits, id, top);
+        if let (Some(top), Some(&id)) = (self.top, self.prompt.get(self.at))
+            && let Some(scores) = self.scores.as_mut().filter(|scores| scores.len() + 1 == self.at)
+        {
+            scores.push(score(id, top));
+        }
+        if self.at == self.tokens && self.draws {
+            let drawn = self.sampler.next(logits);
+            *self.drawn = Some(drawn.map(|id| (id, self.top.map(|top| score(id, top)))));
+        }
     }
 }

@@ -25,7 +25,14 @@ impl Source {
     /// From the encoder's last hidden states, by tokens.
     pub(crate) fn new(hidden: Tensor, shape: CacheShape) -> Result<Self, EngineError> {
         let (tokens, _) = hidden.dims2()?;
-        Ok(Self { hidden: Some(hidden), cache: KvCache::new(shape), tokens })
+        let mut cache = KvCache::new(shape);
+        cache.grow(tokens);
+        Ok(Self { hidden: Some(hidden), cache, tokens })
+    }
+
+    /// Tokens of which keys and values are to be made yet.
+    pub(crate) fn unseen(&self) -> usize {
+        if self.hidden.is_some() { self.tokens } else { 0 }
     }
 
     /// Tokens of the prompt.

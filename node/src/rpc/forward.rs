@@ -1,7 +1,7 @@
 //! One pass over given tokens, answered in numbers: `POST /surf/v1/forward`.
 //!
-//! The answer is a safetensors file written as it is sent: logits of many tokens are large, so no
-//! more than one row of them is held twice.
+//! The answer is a safetensors file written as it is sent: logits of many tokens are large, so only a
+//! small piece of them is held twice.
 
 use std::convert::Infallible;
 
@@ -17,6 +17,9 @@ use serde_json::json;
 
 use super::{App, error::ApiError, extract::Json};
 use crate::engine::{Output, Row};
+
+/// Numbers that are written together.
+const PIECE: usize = 1 << 16;
 
 /// What to run.
 #[derive(Debug, Deserialize)]
@@ -94,14 +97,22 @@ fn answer(length: usize, outputs: Vec<Output>) -> Result<Response, ApiError> {
     }
     let description = description(name, [outputs.len(), length, width]);
     let size = description.len() + 4 * outputs.len() * length * width;
-    let rows =
-        outputs.into_iter().map(|row| row.values.iter().flat_map(|value| value.to_le_bytes()).collect());
-    let pieces = std::iter::once(description).chain(rows).map(Ok::<Bytes, Infallible>);
+    let pieces = std::iter::once(description).chain(outputs.into_iter().flat_map(pieces));
+    let pieces = pieces.map(Ok::<Bytes, Infallible>);
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (header::CONTENT_LENGTH, size.to_string()),
     ];
     Ok((headers, Body::from_stream(stream::iter(pieces))).into_response())
+}
+
+/// The numbers of `output` as bytes, piece by piece.
+fn pieces(output: Output) -> impl Iterator<Item = Bytes> {
+    let starts = (0..output.values.len()).step_by(PIECE);
+    starts.map(move |at| {
+        let numbers = &output.values[at..output.values.len().min(at + PIECE)];
+        numbers.iter().flat_map(|value| value.to_le_bytes()).collect()
+    })
 }
 
 /// What stands before the data of a safetensors file with one tensor: the length of the description,
@@ -157,7 +168,12 @@ mod tests {
 
     #[tokio::test]
     async fn logits_read_back() {
-        let row = |values: &[f32]| Output { what: What::Logits, width: 3, values: values.to_vec() };
+        let row = |values: &[f32]| Output {
+            what: What::Logits,
+            width: 3,
+            values: values.to_vec(),
+            held: Default::default(),
+        };
         let logits = vec![row(&[0.0, 1.0, 2.0]), row(&[3.0, 4.0, -5.5])];
         let response = answer(1, logits.clone()).unwrap();
         let said = response.headers()["content-length"].to_str().unwrap().to_owned();

@@ -22,6 +22,7 @@ use crate::engine::{
     norm::{Norm, RmsNorm},
     parts::Parts,
     rotary::{Rotary, Spelling},
+    widths::Stage,
 };
 
 /// A decoder's structure.
@@ -196,6 +197,15 @@ impl Decoder {
         }
     }
 
+    /// What the part behind attention takes in a pass.
+    pub(super) fn feed_forward_stages(&self) -> Vec<Stage> {
+        let mixture = self.variant.mixture.as_deref();
+        let dense = (0..self.blocks).any(|index| !mixture.is_some_and(|mixture| mixture.is_in(index)));
+        let cause = format!("intermediate_size is {}", self.intermediate);
+        let plain = dense.then(|| Stage::feed_forward(cause, self.hidden, self.intermediate));
+        plain.into_iter().chain(mixture.map(MixtureShape::stage)).collect()
+    }
+
     fn norm(&self) -> NormKind {
         match self.variant.gemma {
             Some(_) => NormKind::RmsFromOne(self.eps),
@@ -279,6 +289,14 @@ impl Decoder {
 }
 
 impl Blocks for Decoder {
+    fn stages(&self) -> Vec<Stage> {
+        let (heads, dim) = (self.heads, self.head_dim);
+        let cause = format!("num_attention_heads is {heads} and head_dim {dim}");
+        let widths = [heads, self.kv_heads].map(|heads| heads * dim);
+        let attention = Stage::attention(cause, self.hidden, widths, dim, heads / self.kv_heads);
+        std::iter::once(attention).chain(self.feed_forward_stages()).collect()
+    }
+
     fn block(&self, index: usize, parts: &Parts<'_>) -> Result<Block, EngineError> {
         let norm = |name| self.norm().read(parts, name, self.hidden);
         let behind = |name| -> Result<Option<Norm>, EngineError> {

@@ -19,6 +19,7 @@ use crate::engine::{
     parts::Parts,
     rotary::{Pairing, Rotary, Spelling},
     router::{Groups, Routing, Scoring},
+    widths::Stage,
 };
 
 /// Of the norms over latents, whatever the configuration says of the others.
@@ -168,6 +169,11 @@ fn score_scale(fields: &Fields<'_>) -> Result<f64, EngineError> {
 }
 
 impl Blocks for DeepSeek {
+    fn stages(&self) -> Vec<Stage> {
+        let attention = self.attention.stage(self.decoder.hidden(), self.query_latent.unwrap_or(0));
+        std::iter::once(attention).chain(self.decoder.feed_forward_stages()).collect()
+    }
+
     fn block(&self, index: usize, parts: &Parts<'_>) -> Result<Block, EngineError> {
         let norm = |name| NormKind::Rms(self.decoder.eps()).read(parts, name, self.decoder.hidden());
         Ok(Block {

@@ -14,6 +14,7 @@ use crate::engine::{
     parts::Parts,
     pass::Pass,
     plain_attention::{PlainAttention, Sees},
+    widths::{Stage, Widths},
 };
 
 /// An encoder's structure.
@@ -126,6 +127,16 @@ impl Architecture for Encoder {
             cache: CacheShape { blocks: 0, heads: 0, elements: 0 },
             kind: Kind::Encoder { width: self.sizes.hidden },
         }
+    }
+
+    fn widths(&self) -> Widths {
+        let Sizes { hidden, intermediate, heads, .. } = self.sizes;
+        let cause = format!("the hidden size is {hidden}");
+        let stages = vec![
+            Stage::attention(cause, hidden, [hidden, hidden], hidden / heads, 1),
+            Stage::feed_forward(format!("the intermediate size is {intermediate}"), hidden, intermediate),
+        ];
+        Widths::new(hidden, 0, stages)
     }
 
     fn steps(&self) -> Vec<Step> {

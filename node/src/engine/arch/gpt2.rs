@@ -11,7 +11,7 @@ use super::{
 };
 use crate::engine::{
     EngineError, attention::Attention, cache::CacheShape, fields::Fields, kernels::Activation, mlp::Mlp,
-    parts::Parts,
+    parts::Parts, widths::Stage,
 };
 
 const NAMES: Names =
@@ -62,6 +62,14 @@ pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn A
 }
 
 impl Blocks for Gpt2 {
+    fn stages(&self) -> Vec<Stage> {
+        let Self { hidden, inner, heads, .. } = *self;
+        let attention =
+            Stage::attention(format!("n_embd is {hidden}"), hidden, [hidden, hidden], hidden / heads, 1);
+        let feed_forward = Stage::feed_forward(format!("n_inner is {inner}"), hidden, inner);
+        vec![attention.by_columns(hidden), feed_forward.by_columns(hidden.max(inner))]
+    }
+
     fn block(&self, index: usize, parts: &Parts<'_>) -> Result<Block, EngineError> {
         let (hidden, inner, head_dim) = (self.hidden, self.inner, self.hidden / self.heads);
         let (attention, mlp) = (parts.under("attn"), parts.under("mlp"));

@@ -20,6 +20,7 @@ use crate::engine::{
     mlp::Mlp,
     parts::Parts,
     rotary::{Rotary, Spelling},
+    widths::Stage,
 };
 
 const NAMES: Names = Names {
@@ -81,6 +82,15 @@ pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn A
 }
 
 impl Blocks for GptNeox {
+    fn stages(&self) -> Vec<Stage> {
+        let Self { hidden, inner, heads, .. } = *self;
+        let cause = format!("hidden_size is {hidden}");
+        vec![
+            Stage::attention(cause, hidden, [hidden, hidden], hidden / heads, 1),
+            Stage::feed_forward(format!("intermediate_size is {inner}"), hidden, inner),
+        ]
+    }
+
     fn block(&self, index: usize, parts: &Parts<'_>) -> Result<Block, EngineError> {
         let (hidden, inner, head_dim) = (self.hidden, self.inner, self.hidden / self.heads);
         let (attention, mlp) = (parts.under("attention"), parts.under("mlp"));

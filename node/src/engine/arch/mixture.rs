@@ -7,6 +7,7 @@ use crate::engine::{
     mlp::GatedMlp,
     parts::Parts,
     router::{EXPERTS_MAX, Router, Routing},
+    widths::Stage,
 };
 
 /// Experts in place of MLPs.
@@ -37,6 +38,19 @@ impl MixtureShape {
     /// Whether block `index` has experts.
     pub(super) fn is_in(&self, index: usize) -> bool {
         self.blocks.get(index).copied().unwrap_or(false)
+    }
+
+    /// What they take in a pass.
+    pub(super) fn stage(&self) -> Stage {
+        let ExpertShape { hidden, intermediate, .. } = self.experts;
+        let Routing { experts, taken, .. } = self.routing;
+        let shared = self.shared.as_ref().map_or(0, |shared| shared.intermediate);
+        let cause = format!(
+            "experts have {intermediate} elements inside, {shared} the shared one, and a token takes {taken} of {experts}"
+        );
+        let one = Stage::feed_forward(cause, hidden, intermediate.max(shared));
+        // Scores and ranks of all experts, and choices in three lists; rows, results and their sum.
+        Stage { row: one.row + (4 * experts + 8 * taken + 4 * hidden) as u64, ..one }
     }
 
     /// The experts of block `index`, whose other parts are `block`.

@@ -38,6 +38,7 @@ use surf_protocol::{Group, Manifest, Stack};
 
 use super::{
     EngineError, cache::CacheShape, fields::Fields, files::Files, gguf, parts::Parts, pass::Pass, whole,
+    widths::Widths,
 };
 
 /// A way to read a configuration.
@@ -79,6 +80,9 @@ const SUPPORTED_NAMED: [(&str, ReadNamed); 9] = [
 pub(crate) trait Architecture: fmt::Debug + Send + Sync {
     /// Sizes that others need to know.
     fn shape(&self) -> Shape;
+
+    /// What a pass takes beside weights, keys and values.
+    fn widths(&self) -> Widths;
 
     /// What passes visit after the embedding, in order. A pass visits the steps of one stage.
     fn steps(&self) -> Vec<Step>;
@@ -146,6 +150,8 @@ pub(crate) enum Kind {
     Seq2Seq {
         /// The token before the first one generated.
         start: u32,
+        /// Elements of what the encoder says of a token.
+        width: usize,
     },
 }
 

@@ -8,8 +8,14 @@ use surf_protocol::{Group, Stack as Of};
 
 use super::{Architecture, Kind, Layer, Shape, Step, Tables, block::Block, block::NormKind};
 use crate::engine::{
-    EngineError, cache::CacheShape, host, kernels, norm::Norm, parts::Parts, pass::Pass,
+    EngineError,
+    cache::CacheShape,
+    host, kernels,
+    norm::Norm,
+    parts::Parts,
+    pass::Pass,
     projection::Projection,
+    widths::{Stage, Widths},
 };
 
 /// See the module.
@@ -55,6 +61,9 @@ pub(super) struct Names {
 
 /// What makes a family's blocks.
 pub(super) trait Blocks: fmt::Debug + Send + Sync {
+    /// What a block takes in a pass.
+    fn stages(&self) -> Vec<Stage>;
+
     /// Block `index`, whose parts these are.
     fn block(&self, index: usize, parts: &Parts<'_>) -> Result<Block, EngineError>;
 }
@@ -76,6 +85,10 @@ impl Architecture for Stack {
             cache: self.frame.cache,
             kind: Kind::Causal,
         }
+    }
+
+    fn widths(&self) -> Widths {
+        Widths::new(self.frame.hidden, self.frame.vocab, self.blocks.stages())
     }
 
     fn steps(&self) -> Vec<Step> {

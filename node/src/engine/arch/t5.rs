@@ -23,6 +23,7 @@ use crate::engine::{
     pass::Pass,
     plain_attention::{PlainAttention, Sees},
     projection::Projection,
+    widths::{Stage, Widths},
 };
 
 /// Tokens in a prompt or an answer. The model itself knows no bound.
@@ -209,10 +210,24 @@ impl Architecture for T5 {
             context: CONTEXT,
             cache: CacheShape { blocks, heads: self.heads, elements: 2 * self.head_dim },
             kind: match self.decoder {
-                Some(Decoding { start, .. }) => Kind::Seq2Seq { start },
+                Some(Decoding { start, .. }) => Kind::Seq2Seq { start, width: self.hidden },
                 None => Kind::Encoder { width: self.hidden },
             },
         }
+    }
+
+    fn widths(&self) -> Widths {
+        let Self { hidden, intermediate, heads, head_dim, .. } = *self;
+        let width = heads * head_dim;
+        let cause = format!("num_heads is {heads} and d_kv {head_dim}");
+        let stages = vec![
+            Stage::attention(cause, hidden, [width, width], head_dim, 1),
+            Stage::feed_forward(format!("d_ff is {intermediate}"), hidden, intermediate),
+        ];
+        // Each stack has a table of biases, which is widened once more while it is made.
+        let biases = 3 * Distances::bytes(heads, self.buckets);
+        let vocab = self.decoder.map_or(0, |_| self.vocab);
+        Widths::new(hidden, vocab, stages).with_fixed(biases)
     }
 
     fn steps(&self) -> Vec<Step> {

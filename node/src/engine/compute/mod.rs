@@ -13,7 +13,6 @@
 //! and on a stream of its own, and the product finds the weight there.
 
 mod precision;
-mod room;
 mod upload;
 
 #[cfg(test)]
@@ -27,10 +26,15 @@ use candle_core::{Device, Tensor};
 
 use self::{
     precision::Products,
-    room::{Room, Share},
     upload::{Slab, Upload},
 };
-use super::{EngineError, host, kernels::Activation, linear::Weight};
+use super::{
+    EngineError,
+    budget::{MemoryBudget, Reservation},
+    host,
+    kernels::Activation,
+    linear::Weight,
+};
 use crate::config;
 
 /// What computes products.
@@ -49,7 +53,7 @@ pub(crate) struct Accelerator {
     name: String,
     device: Device,
     products: Products,
-    room: Arc<Room>,
+    room: Arc<MemoryBudget>,
     /// Elements of a weight that are brought, and widened, at once.
     slab_elements: usize,
 }
@@ -73,7 +77,7 @@ pub(crate) struct Place {
 struct Kept {
     slabs: Vec<Slab>,
     bias: Option<Tensor>,
-    _share: Share,
+    _held: Reservation,
 }
 
 /// Activations on a device, `[tokens, size]` in f32.
@@ -106,7 +110,7 @@ impl Compute {
             name,
             device,
             products: Products::of(dtype),
-            room: Room::new(room),
+            room: MemoryBudget::new(room),
             slab_elements: SLAB_ELEMENTS,
         }))
     }
@@ -165,19 +169,19 @@ impl Place {
         }
         let upload = Upload::of(weight, self.on.products);
         let biases = bias.map_or(0, |bias| size_of_val(bias) as u64);
-        let share = self.stays.then(|| self.on.room.take(upload.bytes() + biases)).flatten();
+        let held = self.stays.then(|| self.on.room.reserve(upload.bytes() + biases)).flatten();
         let (mut slabs, mut parts) = (Vec::new(), Vec::new());
         for part in upload.parts(self.on.slab_elements) {
             let slab = part.bring(&self.on.device)?;
             parts.push(slab.product(&x.0, self.on.products)?);
-            // Without a share of the room, one slab at a time is there.
-            slabs.extend(share.is_some().then_some(slab));
+            // Without a reservation, one slab at a time is there.
+            slabs.extend(held.is_some().then_some(slab));
         }
         let bias = bias.map(|bias| Tensor::from_slice(bias, bias.len(), &self.on.device)).transpose()?;
         let y = joined(parts, bias.as_ref())?;
-        if let Some(share) = share {
+        if let Some(held) = held {
             // It is empty: nobody else computes with this engine's weights.
-            let _ = self.kept.set(Kept { slabs, bias, _share: share });
+            let _ = self.kept.set(Kept { slabs, bias, _held: held });
         }
         Ok(Remote(y))
     }
@@ -231,8 +235,16 @@ fn cuda(number: usize, config: &config::Engine) -> Result<Compute, EngineError> 
     };
     // Not the stream that each thread has: the threads of a pool take turns in starting work.
     let device = Device::new_cuda_with_stream(number).map_err(unusable)?;
-    let room = room::weights_max(config.memory, free_bytes(&device).map_err(unusable)?);
+    let room = weights_max(config.memory, free_bytes(&device).map_err(unusable)?);
     Ok(Compute::on(config::Device::Cuda(number).to_string(), device, config.dtype, room))
+}
+
+/// Of the bytes that are free on a device, how many go to weights that stay, if `memory` is the most: what
+/// is brought for one product, what is widened beside it, and activations need room too.
+fn weights_max(memory: u64, free: u64) -> u64 {
+    /// Enough for all of that.
+    const APART: u64 = 2 << 30;
+    memory.min(free - APART.min(free / 4))
 }
 
 /// Bytes of a GPU's memory that nobody has taken.

@@ -64,7 +64,13 @@ fn on_cpu(products: Products, room: u64, slab_elements: usize) -> Arc<Accelerato
 }
 
 fn on(device: Device, products: Products, room: u64, slab_elements: usize) -> Arc<Accelerator> {
-    Arc::new(Accelerator { name: "test".to_owned(), device, products, room: Room::new(room), slab_elements })
+    Arc::new(Accelerator {
+        name: "test".to_owned(),
+        device,
+        products,
+        room: MemoryBudget::new(room),
+        slab_elements,
+    })
 }
 
 fn place(on: &Arc<Accelerator>, stays: bool) -> Arc<Place> {
@@ -245,10 +251,10 @@ fn a_part_of_a_tensor_is_brought_alone() {
 #[test]
 fn weights_leave_room_for_the_rest() {
     const GIB: u64 = 1 << 30;
-    assert_eq!(room::weights_max(u64::MAX, 80 * GIB), 78 * GIB);
-    assert_eq!(room::weights_max(u64::MAX, 4 * GIB), 3 * GIB);
-    assert_eq!(room::weights_max(10 * GIB, 80 * GIB), 10 * GIB);
-    assert_eq!(room::weights_max(u64::MAX, 0), 0);
+    assert_eq!(weights_max(u64::MAX, 80 * GIB), 78 * GIB);
+    assert_eq!(weights_max(u64::MAX, 4 * GIB), 3 * GIB);
+    assert_eq!(weights_max(10 * GIB, 80 * GIB), 10 * GIB);
+    assert_eq!(weights_max(u64::MAX, 0), 0);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod devices;
 mod encoders;
 mod experts;
 mod gguf;
+mod memory;
 mod runs;
 mod swarm;
 mod weights;
@@ -207,7 +208,8 @@ async fn a_long_prompt_goes_in_parts_and_gives_the_same() {
     let folder = fixture("llama");
     let (weights, journal) = (Arc::new(FileWeights::open(&folder)), Arc::new(Journal::default()));
     let architecture = arch::read(&files(&folder), weights.manifest()).unwrap();
-    let mut model = Model::new(architecture, weights, journal, Compute::Host).unwrap();
+    let working = Working::new(&architecture.shape(), architecture.widths(), u64::MAX, 2).unwrap();
+    let mut model = Model::new(architecture, weights, journal, Compute::Host, working).unwrap();
     let prompt: Vec<u32> = (0..200).map(|at| 7 + at * 31 % 500).collect();
     let mut run = |part: usize| {
         let mut cache = cache::KvCache::new(model.shape().cache);
@@ -215,7 +217,7 @@ async fn a_long_prompt_goes_in_parts_and_gives_the_same() {
         for tokens in prompt.chunks(part) {
             let entry = pass::Entry { tokens, positions: None, cache: &mut cache, source: None };
             let input = model::Input { entry, want: model::Want::All };
-            logits.extend(model.forward(vec![input]).unwrap().remove(0));
+            model.forward(vec![input], &mut |_, more| logits.extend_from_slice(more)).unwrap();
         }
         logits
     };

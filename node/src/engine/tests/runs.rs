@@ -118,6 +118,17 @@ async fn a_head_over_a_large_vocabulary_needs_room_for_two_runs() {
         let path = folder.path().to_str().unwrap();
         let tokens: Vec<u32> = (0..10).map(|at| 3 + at * 28_000).collect();
         let whole = values(&load(path), tokens.clone().into()).await;
+        // In memory for the logits of a few tokens at a time.
+        let (weights, files_of_it) = (Arc::new(FileWeights::open(path)), files(path));
+        let architecture = arch::read(&files_of_it, weights.manifest()).unwrap();
+        let working = Working::new(&architecture.shape(), architecture.widths(), 24 << 20, 2).unwrap();
+        assert!((1..10).contains(&working.logits_together(10)), "{}", working.logits_together(10));
+        let scant = Engine::load_in(Compute::Host, u64::MAX, working, &files_of_it, weights, Arc::default());
+        let scant = scant.unwrap();
+        assert!(same(&values(&scant, tokens.clone().into()).await, &whole), "tied: {tied}");
+        let request = Request { echo: true, logprobs: Some(1), ..super::tokens(tokens.clone(), 2) };
+        let (some, all) = (ask(&scant, request.clone()).await, ask(&load(path), request).await);
+        assert!(some.prompt == all.prompt && some.ids() == all.ids(), "tied: {tied}");
 
         let published = Published::open(path);
         let memory = published.two_blocks() + 2 * CHUNK;

@@ -10,25 +10,26 @@ mod weights;
 
 use std::{
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::Value;
-use surf_protocol::Group;
+use surf_protocol::{Group, Manifest};
 
 use self::{families::Family, weights::AllWeights};
 use super::{
     EngineError,
     arch::{Architecture, Kind, Layer, Shape, Step, Tables},
     cache::CacheShape,
+    caught::caught,
     fields::Fields,
     files::Files,
     host,
     parts::Parts,
     pass::Pass,
+    widths::{Stage, Widths},
 };
 use crate::weights::Weights;
 
@@ -60,6 +61,17 @@ pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     families::FAMILIES.iter().map(|family| family.model_type)
 }
 
+/// What a model of a family that runs whole is, before its weights are asked for.
+#[derive(Debug)]
+pub(crate) struct Described {
+    family: &'static Family,
+    pub(crate) shape: Shape,
+    pub(crate) widths: Widths,
+    /// Bytes of its weights as f32.
+    pub(crate) weights: u64,
+    config: Value,
+}
+
 /// The model that `files` describe, if it is of a family that runs whole. Fails if its weights as f32
 /// have more than `memory` bytes.
 pub(crate) fn read(
@@ -68,11 +80,31 @@ pub(crate) fn read(
     memory: u64,
     device: &Device,
 ) -> Result<Option<Box<dyn Architecture>>, EngineError> {
+    let Some(described) = describe(files, weights.manifest(), memory)? else { return Ok(None) };
+    let groups = weights.manifest().groups();
+    let (Some(first), Some(last)) = (groups.first(), groups.last()) else {
+        return Err(EngineError::file("the model", "has no weights"));
+    };
+    Ok(Some(Box::new(Whole {
+        steps: [first.group.clone(), last.group.clone()],
+        described,
+        weights: Arc::clone(weights),
+        device: device.clone(),
+        running: Mutex::default(),
+    })))
+}
+
+/// What [`read`] makes a model of.
+pub(crate) fn describe(
+    files: &Files,
+    manifest: &Manifest,
+    memory: u64,
+) -> Result<Option<Described>, EngineError> {
     let config = files.object("config.json")?;
     let fields = Fields::new(&config);
     let Some(family) = fields.text("model_type")?.and_then(families::find) else { return Ok(None) };
     let elements = |shape: &[u64]| shape.iter().fold(1u64, |all, &size| all.saturating_mul(size));
-    let tensors = weights.manifest().tensors().iter();
+    let tensors = manifest.tensors().iter();
     let needed = tensors.map(|tensor| elements(&tensor.shape)).fold(0, u64::saturating_add).saturating_mul(4);
     if memory < needed {
         let reason = format!(
@@ -94,39 +126,40 @@ pub(crate) fn read(
             return Err(fields.invalid(name, "does not divide what it should"));
         }
     }
-    fields.count("intermediate_size", 1..=1 << 20)?;
+    let inner = fields.count("intermediate_size", 1..=1 << 20)?;
     let positions = fields.count_if("max_position_embeddings", 1..=1 << 24)?.unwrap_or(families::CONTEXT);
     let window = fields.count_if("sliding_window", 1..=1 << 24)?.unwrap_or(positions);
     let context = positions.min(window).min(families::CONTEXT_MAX);
     let config = family.config(&fields, &config, context)?;
-    let groups = weights.manifest().groups();
-    let (Some(first), Some(last)) = (groups.first(), groups.last()) else {
-        return Err(EngineError::file("the model", "has no weights"));
+    let vocab = fields.count("vocab_size", 1..=1 << 22)?;
+    let cache = CacheShape { blocks, heads: kv_heads, elements: 2 * head_dim };
+    let stage = Stage {
+        cause: format!(
+            "num_attention_heads is {heads}, head_dim {head_dim}, intermediate_size {inner}, and vocab_size {vocab}"
+        ),
+        // Logits are there for all tokens of a pass that need them.
+        row: (8 * heads * head_dim + 6 * inner + 4 * hidden + 2 * vocab) as u64,
+        // Keys and values of each query head, and scores, a mask and what comes of them.
+        keys: [4 * (heads * head_dim) as u64, 4 * heads as u64],
+        ..Stage::default()
     };
-    Ok(Some(Box::new(Whole {
+    // Cosines and sines of all positions, and what they are made of.
+    let tables = 4 * (context * head_dim * size_of::<f32>()) as u64;
+    Ok(Some(Described {
         family,
-        shape: Shape {
-            vocab: fields.count("vocab_size", 1..=1 << 22)?,
-            context,
-            cache: CacheShape { blocks, heads: kv_heads, elements: 2 * head_dim },
-            kind: Kind::Causal,
-        },
-        steps: [first.group.clone(), last.group.clone()],
+        shape: Shape { vocab, context, cache, kind: Kind::Causal },
+        widths: Widths::new(hidden, vocab, vec![stage]).with_fixed(tables),
+        weights: needed,
         config,
-        weights: Arc::clone(weights),
-        device: device.clone(),
-        running: Mutex::default(),
-    })))
+    }))
 }
 
 /// See the module.
 #[derive(Debug)]
 struct Whole {
-    family: &'static Family,
-    shape: Shape,
+    described: Described,
     /// By whose names the two steps go: the first group and the last.
     steps: [Group; 2],
-    config: Value,
     weights: Arc<dyn Weights>,
     device: Device,
     running: Mutex<Option<Arc<Running>>>,
@@ -151,14 +184,14 @@ impl Whole {
         let all = AllWeights::new(Arc::clone(&self.weights));
         let failed = all.failed();
         let tensors = VarBuilder::from_backend(Box::new(all), DType::F32, self.device.clone());
-        let model = guarded(|| (self.family.build)(self.config.clone(), tensors));
+        let model = guarded(|| (self.described.family.build)(self.described.config.clone(), tensors));
         // Why weights did not come is lost on the way through candle.
         if let Some(error) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(error);
         }
         let made = Arc::new(Running {
             model: model?,
-            vocab: self.shape.vocab,
+            vocab: self.described.shape.vocab,
             device: self.device.clone(),
             logits: Mutex::default(),
         });
@@ -168,7 +201,11 @@ impl Whole {
 
 impl Architecture for Whole {
     fn shape(&self) -> Shape {
-        self.shape
+        self.described.shape
+    }
+
+    fn widths(&self) -> Widths {
+        self.described.widths.clone()
     }
 
     fn steps(&self) -> Vec<Step> {
@@ -252,8 +289,10 @@ fn last_row(y: &Tensor, vocab: usize) -> Result<Vec<f32>, EngineError> {
 
 /// Runs candle's code, which may panic on configurations that it was not made for.
 fn guarded<R>(with: impl FnOnce() -> candle_core::Result<R>) -> Result<R, EngineError> {
-    match catch_unwind(AssertUnwindSafe(with)) {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(EngineError::file("config.json", "describes a model that cannot be computed")),
+    match caught("computing", || Ok(with()?)) {
+        Err(EngineError::Panicked(_)) => {
+            Err(EngineError::file("config.json", "describes a model that cannot be computed"))
+        }
+        other => other,
     }
 }
