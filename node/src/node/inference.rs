@@ -1,51 +1,47 @@
 //! One model at a time, ready to run.
 //!
 //! The memory budget belongs to whoever runs, so another model is loaded only when nobody uses the
-//! one that is: a request for it waits a while for that, and is told that the node is busy after.
+//! one that is (`host`): a request for it waits a while for that, and is told that the node is busy after.
+
+mod files;
+mod host;
 
 use std::{
-    ops::Range,
+    any::Any,
+    collections::HashMap,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use surf_protocol::{Manifest, ModelId};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep},
-};
+use tokio::{sync::mpsc, task::spawn_blocking};
 
+use self::host::{Host, Removing};
 use super::{Node, NodeError};
 use crate::{
     api::{CacheStats, Checked, GroupCache, LoadedModel},
-    engine::{self, Engine, Files},
-    publish::announcer::Wanting,
-    source::{ModelSource, Urgency},
+    engine::{self, Engine},
+    publish::{ModelHost, announcer::Wanting},
+    source::ModelSource,
     store::Lease,
     weights::Streamed,
 };
 
-/// How long a request waits for another model to be done with.
-const SWITCH_WAIT: Duration = Duration::from_secs(60);
-
-/// How often it looks whether that is the case.
-const SWITCH_LOOK: Duration = Duration::from_millis(50);
-
-/// Bytes of a file that the engine reads whole: configuration, tokenizer, templates. The largest
-/// tokenizers have some 35 MB.
-const FILE_SIZE_MAX: u64 = 128 << 20;
+/// Models of which it is remembered whether they can run. More than a node lists in one answer.
+const VERDICTS_MAX: usize = 4096;
 
 /// The model that is ready to run, if one is.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    /// Held while a model is loaded, so that two requests do not load two.
-    loading: tokio::sync::Mutex<()>,
-    loaded: Mutex<Option<Arc<Loaded>>>,
+    host: Host<Loaded>,
+    /// Whether each model can run here, as far as that was looked at.
+    verdicts: Mutex<HashMap<ModelId, Result<(), NodeError>>>,
 }
 
+/// A model in memory, as far as it has come.
 #[derive(Debug)]
-struct Loaded {
+pub(super) struct Loaded {
     id: ModelId,
     engine: Engine,
     weights: Arc<Streamed>,
@@ -119,66 +115,85 @@ impl Node {
         })
     }
 
-    /// Frees the memory of `model`, if it is loaded and nobody uses it.
-    pub(super) async fn unload(&self, model: ModelId) -> Result<(), NodeError> {
-        let _loading = self.parts.loaded.loading.lock().await;
-        match self.parts.loaded.current() {
-            Some(loaded) if loaded.id == model => self.parts.loaded.empty(loaded).await,
-            _ => Ok(()),
+    /// Whether the model of `manifest` can run on this node, as far as what is here of it tells. Fetches
+    /// nothing and loads nothing, so weights may still turn out not to be what the configuration says.
+    pub async fn can_run(&self, manifest: &Arc<Manifest>) -> Result<(), NodeError> {
+        let (id, verdicts) = (manifest.id(), &self.parts.loaded.verdicts);
+        let known = verdicts.lock().expect("no panics while held").get(&id).cloned();
+        if let Some(known) = known {
+            return known;
         }
+        let here = files::Here(self.parts.store.clone());
+        let verdict = match files::configuration(&here, manifest).await {
+            Ok(files) => {
+                let (manifest, config) = (Arc::clone(manifest), self.parts.config.engine);
+                let look = move || engine::shares(&files, &manifest, &config).map(drop);
+                spawn_blocking(look).await.map_err(|error| fault(&error))?.map_err(NodeError::from)
+            }
+            // It will be known when it is here.
+            Err(NodeError::NotFound(_)) => return Ok(()),
+            Err(error) => Err(error),
+        };
+        let mut verdicts = verdicts.lock().expect("no panics while held");
+        if VERDICTS_MAX <= verdicts.len() {
+            verdicts.clear();
+        }
+        verdicts.insert(id, verdict.clone());
+        verdict
+    }
+
+    /// Frees the memory of `model`, which is to be removed, if it is loaded and nobody uses it. It is not
+    /// loaded as long as what is returned is there.
+    pub(super) async fn unload(&self, model: ModelId) -> Result<Removing<Loaded>, NodeError> {
+        self.parts.loaded.host.remove(model).await
     }
 
     async fn loaded(&self, model: &str) -> Result<Arc<Loaded>, NodeError> {
         let manifest = self.manifest(model).await?;
-        let slot = &self.parts.loaded;
-        let _loading = slot.loading.lock().await;
-        match slot.current() {
-            Some(loaded) if loaded.id == manifest.id() => return Ok(loaded),
-            Some(other) => slot.empty(other).await?,
-            None => (),
-        }
-        let loaded = Arc::new(self.load(manifest).await?);
-        *slot.loaded.lock().expect("no panics while held") = Some(Arc::clone(&loaded));
-        Ok(loaded)
+        self.parts.loaded.host.get(manifest.id(), self.load(manifest)).await
     }
 
     async fn load(&self, manifest: Arc<Manifest>) -> Result<Loaded, NodeError> {
         let wanting = self.parts.wanted.want(manifest.id());
         let lease = self.parts.store.lease(manifest.chunks().iter().map(|chunk| chunk.id));
         let source: Arc<dyn ModelSource> = Arc::new(self.parts.fetcher.model(Arc::clone(&manifest)));
-        let mut files = Files::default();
-        for name in Files::WANTED {
-            if let Some(bytes) = read(&*source, &manifest, name).await? {
-                files.0.insert(name.to_owned(), bytes);
-            }
-        }
-        add_gguf(&*source, &manifest, &mut files).await?;
-        for name in files.named() {
-            if let Some(bytes) = read(&*source, &manifest, &name).await? {
-                files.0.insert(name, bytes);
-            }
-        }
+        let files = files::all(&*source, &manifest).await?;
         let config = self.parts.config.engine;
         let runtime = tokio::runtime::Handle::current();
         let journal = Arc::clone(&self.parts.journal);
         let id = manifest.id();
-        // What is not streamed passes through, to where the engine keeps it.
-        let memory = if engine::is_whole(&files) { 0 } else { config.memory };
-        let weights = Streamed::new(manifest, source, memory, runtime, Arc::clone(&journal));
-        let weights = Arc::new(weights);
-        let loading = tokio::task::spawn_blocking({
-            let weights = Arc::clone(&weights);
-            move || Engine::load(&files, weights, &config, journal)
+        let loading = spawn_blocking(move || {
+            let shares = engine::shares(&files, &manifest, &config)?;
+            let weights = Streamed::new(manifest, source, shares.weights, runtime, Arc::clone(&journal));
+            let weights = Arc::new(weights);
+            let engine = Engine::load(&files, Arc::clone(&weights) as _, &config, journal)?;
+            Ok::<_, NodeError>((engine, weights))
         });
-        let engine = loading.await.map_err(|error| NodeError::Failed(error.to_string()))??;
+        let (engine, weights) = loading.await.map_err(|error| fault(&error))??;
         Ok(Loaded { id, engine, weights, memory: config.memory, _lease: lease, _wanting: wanting })
+    }
+}
+
+/// Why work on a thread of its own has no result. The text of a panic goes to the log.
+fn fault(error: &tokio::task::JoinError) -> NodeError {
+    tracing::error!(%error, "loading a model failed because of a fault in this program");
+    let why = "loading the model failed because of a fault in this program; its log says more";
+    NodeError::Failed(why.to_owned())
+}
+
+impl ModelHost for Node {
+    fn alone(&self) -> BoxFuture<'_, Result<Box<dyn Any + Send>, String>> {
+        Box::pin(async move {
+            let alone = self.parts.loaded.host.alone().await.map_err(|error| error.to_string())?;
+            Ok(Box::new(alone) as _)
+        })
     }
 }
 
 impl Slot {
     /// What is loaded, in the words of the API.
     pub(super) fn view(&self) -> Option<LoadedModel> {
-        let loaded = self.current()?;
+        let loaded = self.host.current()?;
         let stats = loaded.weights.stats();
         Some(LoadedModel {
             model: loaded.id.to_string(),
@@ -186,35 +201,10 @@ impl Slot {
             memory: loaded.memory,
             resident_groups: stats.groups.iter().filter(|group| group.resident).count(),
             groups: stats.groups.len(),
-            // The slot and this function hold it too.
+            // The host and this function hold it too.
             active: Arc::strong_count(&loaded).saturating_sub(2),
             passes: stats.passes,
         })
-    }
-
-    fn current(&self) -> Option<Arc<Loaded>> {
-        self.loaded.lock().expect("no panics while held").clone()
-    }
-
-    /// Waits until nobody uses `loaded`, and drops it. Callers hold `loading`.
-    async fn empty(&self, mut loaded: Arc<Loaded>) -> Result<(), NodeError> {
-        *self.loaded.lock().expect("no panics while held") = None;
-        let deadline = Instant::now() + SWITCH_WAIT;
-        loop {
-            match Arc::try_unwrap(loaded) {
-                Ok(unused) => {
-                    drop(unused);
-                    return Ok(());
-                }
-                Err(used) if deadline < Instant::now() => {
-                    let busy = format!("the node is running {}; try again later", used.id);
-                    *self.loaded.lock().expect("no panics while held") = Some(used);
-                    return Err(NodeError::Busy(busy));
-                }
-                Err(used) => loaded = used,
-            }
-            sleep(SWITCH_LOOK).await;
-        }
     }
 }
 
@@ -241,52 +231,4 @@ impl Loaded {
             resident_bytes: stats.resident_bytes,
         }
     }
-}
-
-/// What a GGUF file says about the model, if it is in one.
-async fn add_gguf(source: &dyn ModelSource, manifest: &Manifest, files: &mut Files) -> Result<(), NodeError> {
-    let Some(wanted) = Files::wanted_of_gguf(manifest) else { return Ok(()) };
-    if FILE_SIZE_MAX < wanted.head {
-        let why =
-            format!("the metadata of {} has {} bytes; {FILE_SIZE_MAX} are read", manifest.id(), wanted.head);
-        return Err(NodeError::Invalid(why));
-    }
-    let head = bytes_of(source, manifest, wanted.file, 0..wanted.head).await?;
-    let mut tensors = Vec::new();
-    for name in wanted.tensors {
-        if let Some(tensor) = manifest.tensor(&name) {
-            let range = tensor.offset..tensor.offset + tensor.size;
-            tensors.push((name, bytes_of(source, manifest, tensor.file, range).await?.to_vec()));
-        }
-    }
-    Ok(files.add_gguf(manifest, wanted.file, &head, &tensors)?)
-}
-
-/// Some bytes of the file at position `file`.
-async fn bytes_of(
-    source: &dyn ModelSource,
-    manifest: &Manifest,
-    file: u32,
-    range: Range<u64>,
-) -> Result<Bytes, NodeError> {
-    let mut bytes = BytesMut::new();
-    for piece in manifest.pieces(file, range) {
-        let chunk = source.chunk(piece.chunk, Urgency::Deadline(0)).await?;
-        bytes.extend_from_slice(&chunk.bytes()[piece.range.start as usize..piece.range.end as usize]);
-    }
-    Ok(bytes.freeze())
-}
-
-/// A small file of the model, whole, if the model has it.
-async fn read(source: &dyn ModelSource, manifest: &Manifest, name: &str) -> Result<Option<Bytes>, NodeError> {
-    let Some(file) = manifest.file(name) else { return Ok(None) };
-    if FILE_SIZE_MAX < file.size {
-        let why = format!("{name} of {} has {} bytes; {FILE_SIZE_MAX} are read", manifest.id(), file.size);
-        return Err(NodeError::Invalid(why));
-    }
-    let mut bytes = BytesMut::new();
-    for &chunk in &file.chunks {
-        bytes.extend_from_slice(source.chunk(chunk, Urgency::Deadline(0)).await?.bytes());
-    }
-    Ok(Some(bytes.freeze()))
 }

@@ -56,7 +56,8 @@ impl Node {
         let (store, tell) = (&self.parts.store, move |now| tell(&progress, now));
         let (_, published) = if request.quantize.is_some() {
             let Config { data_dir, engine, .. } = &self.parts.config;
-            let quantizing = Quantizing { data_dir: data_dir.clone(), engine: *engine };
+            let host = Some(Arc::new(self.clone()) as _);
+            let quantizing = Quantizing { data_dir: data_dir.clone(), engine: *engine, host };
             publish::quantized(store, &request, &quantizing, tell).await?
         } else {
             let tell = move |amount| tell(PublishProgress { phase: PublishPhase::Publishing, amount });
@@ -173,7 +174,7 @@ impl Node {
     /// Removes a model from this node. Other models keep the chunks they share with it.
     pub async fn remove(&self, model: &str) -> Result<Freed, NodeError> {
         let model = self.here(model).await?;
-        self.unload(model).await?;
+        let _removing = self.unload(model).await?;
         let freed = self.parts.store.remove(model).await?;
         Ok(Freed { freed_bytes: freed.bytes })
     }

@@ -20,5 +20,5 @@ pub use announced::Announced;
 pub use export::{ExportError, export};
 pub use folder::{PublishError, folder};
 pub use pull::{Pull, PullError, pull};
-pub use quantize::{Kind, QuantizeError, Quantizing, Unsuitable, WriteError, quantized, sweep};
+pub use quantize::{Kind, ModelHost, QuantizeError, Quantizing, Unsuitable, WriteError, quantized, sweep};
 pub use secrets::Secrets;

@@ -21,7 +21,7 @@ use tokio::{runtime::Handle, task::spawn_blocking};
 use crate::{
     api::Quality,
     config,
-    engine::{Engine, EngineError, Files, Reading},
+    engine::{self, Engine, EngineError, Files, Reading},
     journal::Journal,
     source::{ModelSource, SourceError, Urgency},
     weights::Streamed,
@@ -32,9 +32,6 @@ const TEXT: &str = include_str!("text.txt");
 
 /// Bytes of a file that the engine reads whole.
 const FILE_SIZE_MAX: u64 = 128 << 20;
-
-/// How much of the memory for weights is taken for this: whatever else runs has its own.
-const MEMORY_PART: u64 = 4;
 
 /// Why it could not be measured.
 #[derive(Debug, thiserror::Error)]
@@ -78,12 +75,13 @@ pub(super) async fn load(folder: &Path, config: &config::Engine) -> Result<Engin
     let dir = folder.to_owned();
     let opened = spawn_blocking(move || Ok::<_, MeasureError>((OnDisk::open(&dir)?, files(&dir)?)));
     let ((manifest, source), files) = opened.await.map_err(|_| MeasureError::Stopped)??;
-    let journal = Arc::new(Journal::default());
-    let memory = config.memory / MEMORY_PART;
-    let weights =
-        Streamed::new(Arc::new(manifest), Arc::new(source), memory, Handle::current(), Arc::clone(&journal));
-    let config = *config;
-    let loading = spawn_blocking(move || Engine::load(&files, Arc::new(weights), &config, journal));
+    let (journal, config, runtime) = (Arc::new(Journal::default()), *config, Handle::current());
+    let loading = spawn_blocking(move || {
+        let memory = engine::shares(&files, &manifest, &config)?.weights;
+        let weights =
+            Streamed::new(Arc::new(manifest), Arc::new(source), memory, runtime, Arc::clone(&journal));
+        Engine::load(&files, Arc::new(weights), &config, journal)
+    });
     Ok(loading.await.map_err(|_| MeasureError::Stopped)??)
 }
 

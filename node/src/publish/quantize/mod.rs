@@ -17,7 +17,8 @@ mod tests;
 mod write;
 
 use std::{
-    fs, io,
+    any::Any,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -25,6 +26,7 @@ use std::{
     },
 };
 
+use futures::future::BoxFuture;
 use surf_chunker::Options;
 use surf_protocol::Manifest;
 use tempfile::TempDir;
@@ -36,7 +38,7 @@ pub use write::WriteError;
 
 use super::folder::{PublishError, folder};
 use crate::{
-    api::{Amount, PublishPhase, PublishProgress, PublishRequest, Published, Quantized},
+    api::{Amount, PublishPhase, PublishProgress, PublishRequest, Published, Quality, Quantized},
     config,
     store::Store,
 };
@@ -85,6 +87,14 @@ pub struct Quantizing {
     pub data_dir: PathBuf,
     /// How models are run, to measure them.
     pub engine: config::Engine,
+    /// Whoever else runs models in the same memory.
+    pub host: Option<Arc<dyn ModelHost>>,
+}
+
+/// Whoever runs models in the memory in which what was quantised is to be measured.
+pub trait ModelHost: fmt::Debug + Send + Sync {
+    /// Waits until nothing runs, and runs nothing until what is returned is dropped; or says why not.
+    fn alone(&self) -> BoxFuture<'_, Result<Box<dyn Any + Send>, String>>;
 }
 
 /// Removes what work that was cut off has left in the node's data folder.
@@ -138,13 +148,28 @@ pub async fn quantized(
         let total = made.plan.bytes_before + published.bytes;
         telling(Amount { bytes: 0, total });
         let halfway = || telling(Amount { bytes: made.plan.bytes_before, total });
-        match measure::measure(&before, &after, &quantizing.engine, halfway).await {
+        match measured(&before, &after, quantizing, halfway).await {
             Ok(quality) => quantized.quality = Some(quality),
-            Err(error) => quantized.unmeasured = Some(error.to_string()),
+            Err(why) => quantized.unmeasured = Some(why),
         }
     }
     published.quantized = Some(quantized);
     Ok((manifest, published))
+}
+
+/// What quantising cost, measured in the memory that models run in; or why that is not known.
+async fn measured(
+    before: &Path,
+    after: &Path,
+    quantizing: &Quantizing,
+    halfway: impl FnOnce(),
+) -> Result<Quality, String> {
+    let _alone = match &quantizing.host {
+        Some(host) => Some(host.alone().await?),
+        None => None,
+    };
+    let measured = measure::measure(before, after, &quantizing.engine, halfway).await;
+    measured.map_err(|error| error.to_string())
 }
 
 /// Where the model is linked to as it was, and where it is written as it becomes.

@@ -52,7 +52,8 @@ impl Node {
             quantize: Some(kind.to_owned()),
             ..PublishRequest::default()
         };
-        let quantizing = Quantizing { data_dir: self.dir.path().to_owned(), engine: engine(1 << 30) };
+        let quantizing =
+            Quantizing { data_dir: self.dir.path().to_owned(), engine: engine(1 << 30), host: None };
         quantized(&self.store, &request, &quantizing, |_| ()).await
     }
 
@@ -201,7 +202,7 @@ async fn a_measurement_fits_into_the_memory_of_two_blocks() {
     let contents = surf_chunker::contents(folder.path(), &Options::default()).unwrap();
     let of_block = contents.tensors.iter().filter(|tensor| tensor.name.starts_with("model.layers.0."));
     let block: u64 = of_block.map(|tensor| tensor.size).sum();
-    let scant = measure::measure(&before, &after, &engine(8 * block), || ()).await.unwrap();
+    let scant = measure::measure(&before, &after, &engine(2 * block), || ()).await.unwrap();
     // The same but for the order of sums.
     let same = |quality: &Quality| {
         let change = (quality.kl_divergence / ample.kl_divergence - 1.0).abs();

@@ -1,0 +1,121 @@
+//! The small files of a model, as the engine wants them.
+
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use surf_protocol::{Chunk, Manifest, VerifiedRange, manifest::ChunkEntry};
+
+use crate::{
+    engine::Files,
+    node::NodeError,
+    source::{ChunkSource, ModelSource, SourceError, Urgency},
+    store::Store,
+};
+
+/// Bytes of a file that the engine reads whole: tokenizer, templates, metadata. The largest tokenizers have
+/// some 35 MB.
+const FILE_SIZE_MAX: u64 = 128 << 20;
+
+/// Bytes of a file that only configures something. It becomes some sixteen times as much in memory.
+const CONFIG_SIZE_MAX: u64 = 4 << 20;
+
+/// Files that may be larger than those.
+const LARGE: [&str; 5] = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"];
+
+/// What the engine reads of the model that `manifest` describes.
+pub(super) async fn all(source: &dyn ModelSource, manifest: &Manifest) -> Result<Files, NodeError> {
+    let mut files = Files::default();
+    for name in Files::WANTED {
+        if let Some(bytes) = read(source, manifest, name).await? {
+            files.0.insert(name.to_owned(), bytes);
+        }
+    }
+    add_gguf(source, manifest, &mut files).await?;
+    for name in files.named() {
+        if let Some(bytes) = read(source, manifest, &name).await? {
+            files.0.insert(name, bytes);
+        }
+    }
+    Ok(files)
+}
+
+/// The same, without what turns text into tokens.
+pub(super) async fn configuration(source: &dyn ModelSource, manifest: &Manifest) -> Result<Files, NodeError> {
+    let mut files = Files::default();
+    if let Some(bytes) = read(source, manifest, "config.json").await? {
+        files.0.insert("config.json".to_owned(), bytes);
+    }
+    add_gguf(source, manifest, &mut files).await?;
+    Ok(files)
+}
+
+/// The chunks of a model that are here. Asks nobody for others.
+#[derive(Debug)]
+pub(super) struct Here(pub(super) Store);
+
+impl ModelSource for Here {
+    fn chunk(&self, chunk: ChunkEntry, _: Urgency) -> BoxFuture<'_, Result<Chunk, SourceError>> {
+        Box::pin(async move { self.0.get(chunk).await?.ok_or(SourceError::Missing(chunk.id)) })
+    }
+
+    fn range(
+        &self,
+        chunk: ChunkEntry,
+        range: Range<u32>,
+    ) -> BoxFuture<'_, Result<VerifiedRange, SourceError>> {
+        Box::pin(async move {
+            let whole = self.chunk(chunk, Urgency::Background).await?;
+            VerifiedRange::of(&whole, range).map_err(|error| SourceError::failed("the store", error))
+        })
+    }
+}
+
+/// What a GGUF file says about the model, if it is in one.
+async fn add_gguf(source: &dyn ModelSource, manifest: &Manifest, files: &mut Files) -> Result<(), NodeError> {
+    let Some(wanted) = Files::wanted_of_gguf(manifest) else { return Ok(()) };
+    if FILE_SIZE_MAX < wanted.head {
+        let why =
+            format!("the metadata of {} has {} bytes; {FILE_SIZE_MAX} are read", manifest.id(), wanted.head);
+        return Err(NodeError::Invalid(why));
+    }
+    let head = bytes_of(source, manifest, wanted.file, 0..wanted.head).await?;
+    let mut tensors = Vec::new();
+    for name in wanted.tensors {
+        if let Some(tensor) = manifest.tensor(&name) {
+            let range = tensor.offset..tensor.offset + tensor.size;
+            tensors.push((name, bytes_of(source, manifest, tensor.file, range).await?.to_vec()));
+        }
+    }
+    Ok(files.add_gguf(manifest, wanted.file, &head, &tensors)?)
+}
+
+/// Some bytes of the file at position `file`.
+async fn bytes_of(
+    source: &dyn ModelSource,
+    manifest: &Manifest,
+    file: u32,
+    range: Range<u64>,
+) -> Result<Bytes, NodeError> {
+    let mut bytes = BytesMut::new();
+    for piece in manifest.pieces(file, range) {
+        let chunk = source.chunk(piece.chunk, Urgency::Deadline(0)).await?;
+        bytes.extend_from_slice(&chunk.bytes()[piece.range.start as usize..piece.range.end as usize]);
+    }
+    Ok(bytes.freeze())
+}
+
+/// A small file of the model, whole, if the model has it.
+async fn read(source: &dyn ModelSource, manifest: &Manifest, name: &str) -> Result<Option<Bytes>, NodeError> {
+    let Some(file) = manifest.file(name) else { return Ok(None) };
+    let most = if LARGE.contains(&name) { FILE_SIZE_MAX } else { CONFIG_SIZE_MAX };
+    if most < file.size {
+        let why = format!("{name} of {} has {} bytes; {most} are read", manifest.id(), file.size);
+        return Err(NodeError::Invalid(why));
+    }
+    let mut bytes = BytesMut::new();
+    for &chunk in &file.chunks {
+        bytes.extend_from_slice(source.chunk(chunk, Urgency::Deadline(0)).await?.bytes());
+    }
+    Ok(Some(bytes.freeze()))
+}
