@@ -197,7 +197,7 @@ mod tests {
         let widths = widths(64, 1 << 20);
         let bytes = widths.pass_bytes(size(16, 16, 1));
         assert_eq!(widths.logits_together(16, bytes), 1);
-        assert_eq!(widths.logits_together(16, bytes + (24 << 20)), 3 + 1);
+        assert_eq!(widths.logits_together(16, bytes + (25 << 20)), 3 + 1);
         assert_eq!(widths.logits_together(16, 0), 1, "one goes in any case");
         assert!(512 <= widths.logits_together(512, 1 << 33));
     }

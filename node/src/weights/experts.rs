@@ -204,9 +204,8 @@ impl Book {
         for &group in chosen {
             self.may_go.remove(&(self.uses.worth(group), group));
         }
-        let rescaled =
-            chosen.iter().fold(false, |rescaled, &group| self.uses.count(group, round) || rescaled);
-        if rescaled {
+        let rescaled = chosen.iter().filter(|&&group| self.uses.count(group, round)).count();
+        if rescaled != 0 {
             let others = std::mem::take(&mut self.may_go);
             self.may_go = others.into_iter().map(|(_, group)| (self.uses.worth(group), group)).collect();
         }

@@ -121,7 +121,7 @@ async fn a_head_over_a_large_vocabulary_needs_room_for_two_runs() {
         // In memory for the logits of a few tokens at a time.
         let (weights, files_of_it) = (Arc::new(FileWeights::open(path)), files(path));
         let architecture = arch::read(&files_of_it, weights.manifest()).unwrap();
-        let working = Working::new(&architecture.shape(), architecture.widths(), 24 << 20, 2).unwrap();
+        let working = Working::new(&architecture.shape(), architecture.widths(), 32 << 20, 2).unwrap();
         assert!((1..10).contains(&working.logits_together(10)), "{}", working.logits_together(10));
         let scant = Engine::load_in(Compute::Host, u64::MAX, working, &files_of_it, weights, Arc::default());
         let scant = scant.unwrap();
