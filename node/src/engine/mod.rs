@@ -431,20 +431,13 @@ impl Engine {
     }
 }
 
-/// Fails if the model that `files` describe, which need only hold its configuration, cannot run. What has not been
-/// read yet may still be wrong.
-pub fn can_run(files: &Files, manifest: &Manifest) -> Result<(), EngineError> {
-    runnable(manifest)?;
-    if is_whole(files) { Ok(()) } else { arch::read(files, manifest).map(drop) }
-}
-
 /// Whether this build can compute as `config` says, on this machine.
 pub fn usable(config: &config::Engine) -> Result<(), EngineError> {
     Compute::of(config).map(drop)
 }
 
 /// How the memory of `config` would be shared for the model that `files` and `manifest` describe, or why it
-/// cannot run here. Looks at no weights.
+/// cannot run here. `files` need only hold the configuration; what is not in it may still be wrong.
 pub fn shares(files: &Files, manifest: &Manifest, config: &config::Engine) -> Result<Shares, EngineError> {
     let (.., shares) = described(files, manifest, config.memory, memory::threads())?;
     Ok(shares)

@@ -80,12 +80,12 @@ impl Node {
             }
             gguf = Some((wanted.file, head, tensors));
         }
-        let manifest = Arc::clone(manifest);
+        let (manifest, config) = (Arc::clone(manifest), self.parts.config.engine);
         let looking = spawn_blocking(move || {
             if let Some((file, head, tensors)) = gguf {
                 files.add_gguf(&manifest, file, &head, &tensors)?;
             }
-            engine::can_run(&files, &manifest)
+            engine::shares(&files, &manifest, &config).map(drop)
         });
         Some(looking.await.ok()?.map_err(|error| error.to_string()))
     }

@@ -6,11 +6,7 @@
 mod files;
 mod host;
 
-use std::{
-    any::Any,
-    collections::HashMap,
-    sync::{Arc, Mutex},
-};
+use std::{any::Any, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -28,15 +24,10 @@ use crate::{
     weights::Streamed,
 };
 
-/// Models of which it is remembered whether they can run. More than a node lists in one answer.
-const VERDICTS_MAX: usize = 4096;
-
 /// The model that is ready to run, if one is.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     host: Host<Loaded>,
-    /// Whether each model can run here, as far as that was looked at.
-    verdicts: Mutex<HashMap<ModelId, Result<(), NodeError>>>,
 }
 
 /// A model in memory, as far as it has come.
@@ -113,33 +104,6 @@ impl Node {
             greedy_agree: checked.greedy_agree,
             pass: checked.pass,
         })
-    }
-
-    /// Whether the model of `manifest` can run on this node, as far as what is here of it tells. Fetches
-    /// nothing and loads nothing, so weights may still turn out not to be what the configuration says.
-    pub async fn can_run(&self, manifest: &Arc<Manifest>) -> Result<(), NodeError> {
-        let (id, verdicts) = (manifest.id(), &self.parts.loaded.verdicts);
-        let known = verdicts.lock().expect("no panics while held").get(&id).cloned();
-        if let Some(known) = known {
-            return known;
-        }
-        let here = files::Here(self.parts.store.clone());
-        let verdict = match files::configuration(&here, manifest).await {
-            Ok(files) => {
-                let (manifest, config) = (Arc::clone(manifest), self.parts.config.engine);
-                let look = move || engine::shares(&files, &manifest, &config).map(drop);
-                spawn_blocking(look).await.map_err(|error| fault(&error))?.map_err(NodeError::from)
-            }
-            // It will be known when it is here.
-            Err(NodeError::NotFound(_)) => return Ok(()),
-            Err(error) => Err(error),
-        };
-        let mut verdicts = verdicts.lock().expect("no panics while held");
-        if VERDICTS_MAX <= verdicts.len() {
-            verdicts.clear();
-        }
-        verdicts.insert(id, verdict.clone());
-        verdict
     }
 
     /// Frees the memory of `model`, which is to be removed, if it is loaded and nobody uses it. It is not

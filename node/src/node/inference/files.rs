@@ -3,14 +3,12 @@
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
-use futures::future::BoxFuture;
-use surf_protocol::{Chunk, Manifest, VerifiedRange, manifest::ChunkEntry};
+use surf_protocol::Manifest;
 
 use crate::{
     engine::Files,
     node::NodeError,
-    source::{ChunkSource, ModelSource, SourceError, Urgency},
-    store::Store,
+    source::{ModelSource, Urgency},
 };
 
 /// Bytes of a file that the engine reads whole: tokenizer, templates, metadata. The largest tokenizers have
@@ -38,37 +36,6 @@ pub(super) async fn all(source: &dyn ModelSource, manifest: &Manifest) -> Result
         }
     }
     Ok(files)
-}
-
-/// The same, without what turns text into tokens.
-pub(super) async fn configuration(source: &dyn ModelSource, manifest: &Manifest) -> Result<Files, NodeError> {
-    let mut files = Files::default();
-    if let Some(bytes) = read(source, manifest, "config.json").await? {
-        files.0.insert("config.json".to_owned(), bytes);
-    }
-    add_gguf(source, manifest, &mut files).await?;
-    Ok(files)
-}
-
-/// The chunks of a model that are here. Asks nobody for others.
-#[derive(Debug)]
-pub(super) struct Here(pub(super) Store);
-
-impl ModelSource for Here {
-    fn chunk(&self, chunk: ChunkEntry, _: Urgency) -> BoxFuture<'_, Result<Chunk, SourceError>> {
-        Box::pin(async move { self.0.get(chunk).await?.ok_or(SourceError::Missing(chunk.id)) })
-    }
-
-    fn range(
-        &self,
-        chunk: ChunkEntry,
-        range: Range<u32>,
-    ) -> BoxFuture<'_, Result<VerifiedRange, SourceError>> {
-        Box::pin(async move {
-            let whole = self.chunk(chunk, Urgency::Background).await?;
-            VerifiedRange::of(&whole, range).map_err(|error| SourceError::failed("the store", error))
-        })
-    }
 }
 
 /// What a GGUF file says about the model, if it is in one.
