@@ -123,7 +123,7 @@ fn seeds_are_taken() {
     assert!(
         seeds("manifest")
             .iter()
-            .all(|bytes| Manifest::decode(bytes).is_ok_and(|made| made.groups().len() == 2))
+            .all(|bytes| Manifest::decode(bytes).is_ok_and(|made| made.stems().len() == 2))
     );
     for seed in seeds("header") {
         let size = u64::from_le_bytes(seed[..8].try_into().unwrap());

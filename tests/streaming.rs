@@ -48,7 +48,7 @@ async fn two_blocks(folder: &std::path::Path) -> u64 {
     let node = start(&[], PLENTY).await;
     let model = publish(&node.node, folder).await;
     let groups = node.node.model(&model).await.unwrap().groups;
-    let blocks = groups.iter().filter(|group| group.group.contains("block "));
+    let blocks = groups.iter().filter(|group| group.group.contains("layer "));
     2 * blocks.map(|group| group.bytes).max().unwrap()
 }
 
@@ -200,7 +200,7 @@ async fn a_cold_start_computes_before_the_model_is_here_and_fetches_nothing_twic
     generate(&empty.node, &model, 8).await;
     let entries = empty.node.journal().entries();
     let computed = entries.iter().find_map(|entry| match &entry.event {
-        Event::GroupComputed { group, .. } if group == "block 0" => Some(entry.at_us),
+        Event::GroupComputed { group, .. } if group == "layer 0" => Some(entry.at_us),
         _ => None,
     });
     let mut arrived: HashMap<&str, u64> = HashMap::new();
@@ -216,7 +216,7 @@ async fn a_cold_start_computes_before_the_model_is_here_and_fetches_nothing_twic
             _ => (),
         }
     }
-    assert!(computed.expect("block 0 was computed") < last, "all had arrived before block 0 was computed");
+    assert!(computed.expect("layer 0 was computed") < last, "all had arrived before layer 0 was computed");
     assert!(arrived.len() > 10 && arrived.values().all(|&times| times == 1), "{arrived:?}");
 }
 
@@ -245,7 +245,7 @@ async fn hits_per_pass_are_those_of_a_fixed_set() {
         let after = generate(&empty.node, &model, 6).await;
         let passes = after.passes - before.passes;
         let blocks = |stats: &surf_node::api::CacheStats| -> u64 {
-            stats.per_group.iter().filter(|group| group.group.starts_with("block")).map(|g| g.hits).sum()
+            stats.per_group.iter().filter(|group| group.group.starts_with("layer")).map(|g| g.hits).sum()
         };
         let hits = blocks(&after) - blocks(&before);
         assert!(passes >= 6, "{passes}");

@@ -92,6 +92,24 @@ const PURE: &[(&str, &[&str])] = &[
     ("chunker", &["std::env", "tokio", "futures", "rand"]),
 ];
 
+/// Modules of `chunker` that make manifests, and what they must not see: what is known of families and types
+/// changes, and nothing that is hashed may depend on it.
+const BLIND: (&[&str], &[&str]) = (
+    &[
+        "chunker/src/cut",
+        "chunker/src/format",
+        "chunker/src/gguf",
+        "chunker/src/hash",
+        "chunker/src/header",
+        "chunker/src/list",
+        "chunker/src/pickle",
+        "chunker/src/plan",
+        "protocol/src/manifest",
+        "protocol/src/stem",
+    ],
+    &["families", "checkpoint", "Families", "Family", "Checkpoint", "Group", "Dtype"],
+);
+
 /// Where the environment may be read.
 const ENVIRONMENT: &[&str] = &["node/src/cli", "node/src/main", "sim", "tests"];
 
@@ -150,6 +168,7 @@ fn rust(name: &str, text: &str, is_test: bool) -> Vec<String> {
     broken.extend(environment(name, &paths));
     broken.extend(owners(name, &paths));
     broken.extend(purity(name, &paths));
+    broken.extend(blindness(name, &paths));
     broken.extend(layers(name, &paths));
     // One `use` may name many things of one place.
     broken.dedup();
@@ -253,6 +272,18 @@ fn purity(name: &str, paths: &[Named]) -> Vec<String> {
         }
     }
     broken
+}
+
+fn blindness(name: &str, paths: &[Named]) -> Vec<String> {
+    let (places, unseen) = BLIND;
+    if !places.iter().any(|place| within(name, place)) {
+        return Vec::new();
+    }
+    let sees = |path: &&Named| path.parts.iter().any(|part| unseen.contains(&part.as_str()));
+    let complain = |path: &Named| {
+        format!("{name}:{}: names `{}`, on which no model's id may depend", path.line, path.parts.join("::"))
+    };
+    paths.iter().filter(sees).map(complain).collect()
 }
 
 fn layers(name: &str, paths: &[Named]) -> Vec<String> {

@@ -5,11 +5,14 @@
 use std::{error::Error, io, path::PathBuf};
 
 use surf_protocol::{
-    limits::{CHUNK_SIZE_MAX, PATH_SIZE_MAX},
-    manifest::ManifestError,
+    limits::{CHUNK_SIZE_MAX, PATH_SIZE_MAX, TENSOR_RANK_MAX},
+    manifest::{ManifestError, TagError},
 };
 
-use crate::{header::HEADER_SIZE_MAX, index::INDEX_SIZE_MAX, list::ENTRIES_MAX};
+use crate::{
+    header::{HEADER_SIZE_MAX, NAME_SIZE_MAX},
+    list::ENTRIES_MAX,
+};
 
 const _: () = assert!(HEADER_SIZE_MAX > CHUNK_SIZE_MAX as u64, "headers may take several chunks");
 
@@ -72,42 +75,6 @@ pub enum CutError {
         /// The folder that was given.
         path: PathBuf,
     },
-    /// A file of weights whose header cannot be used.
-    #[error("{file:?} is damaged: {fault}")]
-    Header {
-        /// The file.
-        file: PathBuf,
-        /// What is wrong.
-        fault: HeaderFault,
-    },
-    /// A file of weights with an impossible tensor.
-    #[error("{file:?} is damaged at tensor {tensor:?}: {fault}")]
-    Tensor {
-        /// The file.
-        file: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// What is wrong.
-        fault: TensorFault,
-    },
-    /// An index that does not fit its shards.
-    #[error("the index {index:?} is damaged: {fault}")]
-    Index {
-        /// The index.
-        index: PathBuf,
-        /// What is wrong.
-        fault: IndexFault,
-    },
-    /// A tensor in two shards of one model.
-    #[error("tensor {tensor:?} is in two files of one model, {first:?} and {second:?}")]
-    Duplicate {
-        /// The tensor.
-        tensor: String,
-        /// One of the files.
-        first: PathBuf,
-        /// The other.
-        second: PathBuf,
-    },
     /// A file that was written to while it was read.
     #[error("{file:?} changed while it was read; try again when it rests")]
     Changed {
@@ -125,6 +92,31 @@ pub enum CutError {
     /// More than a manifest can hold.
     #[error("the folder does not fit a manifest")]
     Manifest(#[from] ManifestError),
+}
+
+/// Why a file is not read as a file of weights. It is published all the same, as bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FileFault {
+    /// The file, or its header, as a whole.
+    #[error(transparent)]
+    Header(#[from] HeaderFault),
+    /// One tensor of it.
+    #[error("tensor {tensor:?}: {fault}")]
+    Tensor {
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        fault: TensorFault,
+    },
+}
+
+impl FileFault {
+    /// Characters of a name that are told.
+    const TOLD_MAX: usize = 200;
+
+    pub(crate) fn tensor(tensor: &str, fault: TensorFault) -> Self {
+        Self::Tensor { tensor: tensor.chars().take(Self::TOLD_MAX).collect(), fault }
+    }
 }
 
 /// What is wrong with a file of weights, or its header, as a whole.
@@ -145,6 +137,8 @@ pub enum HeaderFault {
     Trailing(u64),
     #[error("it does not begin as its format does")]
     Magic,
+    #[error("it holds no tensors")]
+    Empty,
     #[error("it is of a version, or holds values, that this program does not know")]
     Unknown,
     #[error("its {size} bytes end inside its header")]
@@ -177,14 +171,18 @@ pub enum TensorFault {
     Malformed(String),
     #[error("the header names it twice")]
     Twice,
-    #[error("its type {0:?} is none of the format's")]
-    Dtype(String),
+    #[error(transparent)]
+    Dtype(TagError),
     #[error("its bytes end ({end}) before they begin ({begin})")]
     Backwards { begin: u64, end: u64 },
     #[error("its bytes end at {end}, but the file has only {data} bytes of data")]
     PastEnd { end: u64, data: u64 },
     #[error("its shape {shape:?} of {dtype} does not take {size} bytes")]
     Size { dtype: String, shape: Vec<u64>, size: u64 },
+    #[error("its name has more than {NAME_SIZE_MAX} bytes")]
+    LongName,
+    #[error("it has {0} dimensions; at most {TENSOR_RANK_MAX} are read")]
+    Rank(usize),
     #[error("its bytes overlap those of {0:?}")]
     Overlap(String),
     #[error("{0} bytes before it belong to no tensor")]
@@ -199,28 +197,4 @@ pub enum TensorFault {
     Strided,
     #[error("its bytes should be {0:?} in the file, which is not there")]
     Storage(String),
-    #[error("the metadata says what its bytes are, but the file does not have it")]
-    Absent,
-    #[error("the metadata says that it is {0:?}, which is no type that is known")]
-    Packing(String),
-    #[error(
-        "the metadata says that it is {dtype}, but its shape {shape:?} is no rows of bytes of such blocks"
-    )]
-    Packed { dtype: String, shape: Vec<u64> },
-}
-
-/// What is wrong with a `*.safetensors.index.json`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages are the documentation")]
-pub enum IndexFault {
-    #[error("it is larger than {INDEX_SIZE_MAX} bytes")]
-    TooLarge,
-    #[error("it cannot be read: {0}")]
-    Malformed(String),
-    #[error("it says that tensor {tensor:?} is in {shard:?}, which is outside the folder")]
-    Escapes { tensor: String, shard: String },
-    #[error("it says that tensor {tensor:?} is in {shard:?}, which is not there")]
-    MissingShard { tensor: String, shard: String },
-    #[error("it says that tensor {tensor:?} is in {shard:?}, which does not have it")]
-    MissingTensor { tensor: String, shard: String },
 }

@@ -2,23 +2,22 @@
 //!
 //! Written for files from strangers: every count and length is checked against what is left of the file before
 //! anything is made of it, values are borrowed from the bytes that were read, and a tensor that was read lies
-//! inside its file, apart from the others. A version, a type or an arrangement of values that this program does
-//! not know is no damage: such a file is published like any other, but its tensors are not listed.
+//! inside its file, apart from the others. What is read here and what is refused is part of the manifest's format, as is
+//! the table of types: a tensor of another type reaches to the next one, and nothing is known of its rows.
 
-use std::{collections::HashSet, io::Read};
-
-use surf_protocol::Dtype;
+use std::io::Read;
 
 use crate::{
-    CutError, HeaderFault, Listed, TensorFault,
-    header::{HEADER_SIZE_MAX, Header, Tensor},
+    FileFault, HeaderFault, TensorFault,
+    format::Stop as Unread,
+    header::{HEADER_SIZE_MAX, Header, TENSORS_MAX, Tensor},
 };
+
+/// What every file begins with.
+pub(crate) const MAGIC: &[u8] = b"GGUF";
 
 /// Entries of metadata. Models have some dozens.
 const ENTRIES_MAX: u64 = 1 << 16;
-
-/// Tensors in a file. A large mixture of experts has a few thousand.
-const TENSORS_MAX: u64 = 1 << 18;
 
 /// Dimensions of a tensor, as GGML bounds them.
 const DIMENSIONS_MAX: u32 = 4;
@@ -68,8 +67,13 @@ pub(crate) enum Stop {
     Short,
     /// It is something newer than this program.
     Unknown,
-    Header(HeaderFault),
-    Tensor(String, TensorFault),
+    Fault(FileFault),
+}
+
+impl<F: Into<FileFault>> From<F> for Stop {
+    fn from(fault: F) -> Self {
+        Self::Fault(fault.into())
+    }
 }
 
 impl<'a> Metadata<'a> {
@@ -78,7 +82,7 @@ impl<'a> Metadata<'a> {
         let mut cursor = Cursor { head, at: 0, size: head.len() as u64 };
         match preamble(&mut cursor).and_then(|counts| metadata(&mut cursor, counts.entries)) {
             Ok(metadata) => Ok(metadata),
-            Err(Stop::Header(fault)) => Err(fault),
+            Err(Stop::Fault(FileFault::Header(fault))) => Err(fault),
             Err(_) => Err(HeaderFault::Unknown),
         }
     }
@@ -154,27 +158,22 @@ impl<'a> List<'a> {
     }
 }
 
-/// The header of a GGUF file; without tensors, if it is not understood.
-pub(crate) fn read(file: &Listed) -> Result<Header, CutError> {
-    let mut reader = file.open()?;
+/// The header of a file of `size` bytes, read from its beginning.
+pub(crate) fn read(file: &mut impl Read, size: u64) -> Result<Header, Unread> {
     let mut head = Vec::new();
     loop {
-        let wanted = (2 * head.len() as u64).clamp(HEAD_SIZE, HEADER_SIZE_MAX).min(file.size);
+        let wanted = (2 * head.len() as u64).clamp(HEAD_SIZE, HEADER_SIZE_MAX).min(size);
         let more = wanted - head.len() as u64;
-        let read = (&mut reader).take(more).read_to_end(&mut head).map_err(|source| file.failed(source))?;
+        let read = file.by_ref().take(more).read_to_end(&mut head)?;
         if (read as u64) < more {
-            return Err(CutError::Changed { file: file.seen.clone() });
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
         }
-        let seen = || file.seen.clone();
-        return match parse(&head, file.size) {
+        return match parse(&head, size) {
             Ok(header) => Ok(header),
-            Err(Stop::Unknown) => Ok(Header::default()),
-            Err(Stop::Short) if wanted < HEADER_SIZE_MAX.min(file.size) => continue,
-            Err(Stop::Short) => {
-                Err(CutError::Header { file: seen(), fault: HeaderFault::TooLarge { header: wanted + 1 } })
-            }
-            Err(Stop::Header(fault)) => Err(CutError::Header { file: seen(), fault }),
-            Err(Stop::Tensor(tensor, fault)) => Err(CutError::Tensor { file: seen(), tensor, fault }),
+            Err(Stop::Unknown) => Err(HeaderFault::Unknown.into()),
+            Err(Stop::Short) if wanted < HEADER_SIZE_MAX.min(size) => continue,
+            Err(Stop::Short) => Err(HeaderFault::TooLarge { header: wanted + 1 }.into()),
+            Err(Stop::Fault(fault)) => Err(fault.into()),
         };
     }
 }
@@ -188,7 +187,7 @@ pub(crate) fn parse(head: &[u8], size: u64) -> Result<Header, Stop> {
         None => ALIGNMENT,
         Some(value) => match value.as_u64() {
             Some(bytes) if bytes.is_power_of_two() && bytes <= ALIGNMENT_MAX => bytes,
-            other => return Err(Stop::Header(HeaderFault::Alignment(other.unwrap_or(0)))),
+            other => return Err(HeaderFault::Alignment(other.unwrap_or(0)).into()),
         },
     };
     let mut entries = Vec::new();
@@ -196,16 +195,16 @@ pub(crate) fn parse(head: &[u8], size: u64) -> Result<Header, Stop> {
         entries.push(entry(&mut cursor)?);
     }
     let data = cursor.at.next_multiple_of(alignment);
-    let mut names = HashSet::new();
-    if let Some(twice) = entries.iter().find(|entry| !names.insert(entry.name.clone())) {
-        return Err(Stop::Tensor(twice.name.clone(), TensorFault::Twice));
-    }
+    let mut offsets: Vec<u64> = entries.iter().map(|entry| entry.offset).collect();
+    offsets.sort_unstable();
     let mut tensors = Vec::with_capacity(entries.len());
     for entry in entries {
+        let next = offsets.get(offsets.partition_point(|offset| *offset <= entry.offset)).copied();
+        let space = Space { data, alignment, size, next };
         let name = entry.name.clone();
-        tensors.push(placed(entry, data, alignment, size).map_err(|fault| Stop::Tensor(name, fault))?);
+        tensors.push(placed(entry, &space).map_err(|fault| FileFault::tensor(&name, fault))?);
     }
-    Header::sorted(tensors).map_err(|(tensor, fault)| Stop::Tensor(tensor, fault))
+    Ok(Header::sorted(tensors)?)
 }
 
 /// Bytes of a header, of a file of `size` bytes.
@@ -232,7 +231,7 @@ struct Entry {
 impl<'a> Cursor<'a> {
     fn take(&mut self, count: u64) -> Result<&'a [u8], Stop> {
         if self.size - self.at < count {
-            return Err(Stop::Header(HeaderFault::Cut { size: self.size }));
+            return Err(HeaderFault::Cut { size: self.size }.into());
         }
         let end = self.at + count;
         let bytes = usize::try_from(end).ok().and_then(|end| self.head.get(self.at as usize..end));
@@ -263,8 +262,8 @@ impl<'a> Cursor<'a> {
     fn counted(&self, what: &'static str, count: u64, least: u64, max: u64) -> Result<u64, Stop> {
         let held = (self.size - self.at) / least;
         match count {
-            _ if held < count => Err(Stop::Header(HeaderFault::Count { what, count, size: self.size })),
-            _ if max < count => Err(Stop::Header(HeaderFault::TooMany { what, count, max })),
+            _ if held < count => Err(HeaderFault::Count { what, count, size: self.size }.into()),
+            _ if max < count => Err(HeaderFault::TooMany { what, count, max }.into()),
             _ => Ok(count),
         }
     }
@@ -272,12 +271,12 @@ impl<'a> Cursor<'a> {
 
 fn preamble(cursor: &mut Cursor<'_>) -> Result<Counts, Stop> {
     if cursor.size < 8 {
-        return Err(Stop::Header(HeaderFault::Short { size: cursor.size }));
+        return Err(HeaderFault::Short { size: cursor.size }.into());
     }
     match &cursor.array()? {
         b"GGUF" => (),
-        b"vers" => return Err(Stop::Header(HeaderFault::Pointer)),
-        _ => return Err(Stop::Header(HeaderFault::Magic)),
+        b"vers" => return Err(HeaderFault::Pointer.into()),
+        _ => return Err(HeaderFault::Magic.into()),
     }
     // The other versions are the first, with narrower counts, those to come, and files for big-endian machines.
     if !matches!(cursor.u32()?, 2 | 3) {
@@ -285,7 +284,7 @@ fn preamble(cursor: &mut Cursor<'_>) -> Result<Counts, Stop> {
     }
     let (tensors, entries) = (cursor.u64()?, cursor.u64()?);
     // A name's length, a number of dimensions, a type, an offset; a key's length, a kind, a value.
-    let tensors = cursor.counted("tensors", tensors, 24, TENSORS_MAX)?;
+    let tensors = cursor.counted("tensors", tensors, 24, TENSORS_MAX as u64)?;
     let entries = cursor.counted("entries of metadata", entries, 13, ENTRIES_MAX)?;
     Ok(Counts { tensors, entries })
 }
@@ -294,7 +293,7 @@ fn metadata<'a>(cursor: &mut Cursor<'a>, count: u64) -> Result<Metadata<'a>, Sto
     let mut entries = Vec::new();
     for _ in 0..count {
         let key = std::str::from_utf8(cursor.text()?);
-        let key = key.map_err(|error| Stop::Header(HeaderFault::Malformed(error.to_string())))?;
+        let key = key.map_err(|error| HeaderFault::Malformed(error.to_string()))?;
         let kind = cursor.u32()?;
         entries.push((key, value(cursor, kind)?));
     }
@@ -352,10 +351,12 @@ fn list<'a>(cursor: &mut Cursor<'a>) -> Result<List<'a>, Stop> {
 }
 
 fn entry(cursor: &mut Cursor<'_>) -> Result<Entry, Stop> {
-    let name = String::from_utf8_lossy(cursor.text()?).into_owned();
+    let name =
+        std::str::from_utf8(cursor.text()?).map_err(|error| HeaderFault::Malformed(error.to_string()))?;
+    let name = name.to_owned();
     let dimensions = cursor.u32()?;
     if DIMENSIONS_MAX < dimensions {
-        return Err(Stop::Tensor(name, TensorFault::Dimensions(dimensions)));
+        return Err(FileFault::tensor(&name, TensorFault::Dimensions(dimensions)).into());
     }
     let shape = (0..dimensions).map(|_| cursor.u64()).collect::<Result<Vec<_>, _>>()?;
     // Written innermost first.
@@ -363,55 +364,107 @@ fn entry(cursor: &mut Cursor<'_>) -> Result<Entry, Stop> {
     Ok(Entry { name, shape, kind: cursor.u32()?, offset: cursor.u64()? })
 }
 
-/// A tensor that lies inside `size` bytes, of which those from `data` on hold tensors. Without a type that
-/// this program knows, its size is not known either, and the file is taken for bytes.
-fn placed(entry: Entry, data: u64, alignment: u64, size: u64) -> Result<Tensor, TensorFault> {
+/// Where tensors may lie.
+struct Space {
+    /// Where their bytes begin.
+    data: u64,
+    alignment: u64,
+    /// Bytes of the file.
+    size: u64,
+    /// The next greater offset of another tensor.
+    next: Option<u64>,
+}
+
+/// A tensor that lies inside the file. One of a type that is not in [`TYPES`] reaches to the next offset.
+fn placed(entry: Entry, space: &Space) -> Result<Tensor, TensorFault> {
     let Entry { name, shape, kind, offset } = entry;
+    let Space { data, alignment, size, next } = *space;
     if !offset.is_multiple_of(alignment) {
         return Err(TensorFault::Alignment { offset, alignment });
     }
-    let dtype = dtype_of(kind);
-    let bytes = match dtype {
-        None => 0,
-        Some(dtype) => dtype
-            .size_of(&shape)
-            .ok_or_else(|| TensorFault::Blocks { dtype: format!("{dtype:?}"), shape: shape.clone() })?,
+    let known = TYPES.iter().find(|(number, ..)| *number == kind);
+    let past = |bytes: u64| TensorFault::PastEnd {
+        end: offset.saturating_add(bytes),
+        data: size.saturating_sub(data),
+    };
+    let bytes = match known {
+        _ if shape.contains(&0) => 0,
+        Some((.., block, bytes)) => size_of(&shape, *block, *bytes)
+            .ok_or_else(|| TensorFault::Blocks { dtype: tag(kind), shape: shape.clone() })?,
+        None => match next {
+            Some(next) => next - offset,
+            None => size.checked_sub(data).and_then(|all| all.checked_sub(offset)).ok_or_else(|| past(0))?,
+        },
     };
     let start = data.checked_add(offset);
     let inside = start.and_then(|start| start.checked_add(bytes)).is_some_and(|end| end <= size);
     match start {
         // Where there are no bytes, the file may end before they would begin.
-        Some(start) if inside || bytes == 0 => {
-            Ok(Tensor { name, dtype, shape, offset: start.min(size), size: bytes })
-        }
-        _ => Err(TensorFault::PastEnd { end: offset.saturating_add(bytes), data: size.saturating_sub(data) }),
+        Some(start) if inside || bytes == 0 => Ok(Tensor {
+            name,
+            dtype: tag(kind).parse().map_err(TensorFault::Dtype)?,
+            shape,
+            block: known.map(|(_, block, _)| *block),
+            offset: start.min(size),
+            size: bytes,
+        }),
+        _ => Err(past(bytes)),
     }
 }
 
-/// What we call the type that GGML numbers `kind`, if we know it.
-fn dtype_of(kind: u32) -> Option<Dtype> {
-    Some(match kind {
-        0 => Dtype::F32,
-        1 => Dtype::F16,
-        2 => Dtype::Q4_0,
-        3 => Dtype::Q4_1,
-        6 => Dtype::Q5_0,
-        7 => Dtype::Q5_1,
-        8 => Dtype::Q8_0,
-        10 => Dtype::Q2K,
-        11 => Dtype::Q3K,
-        12 => Dtype::Q4K,
-        13 => Dtype::Q5K,
-        14 => Dtype::Q6K,
-        24 => Dtype::I8,
-        25 => Dtype::I16,
-        26 => Dtype::I32,
-        27 => Dtype::I64,
-        28 => Dtype::F64,
-        30 => Dtype::Bf16,
-        _ => return None,
-    })
+/// What a manifest calls the type that GGML numbers `kind`.
+fn tag(kind: u32) -> String {
+    format!("ggml:{kind}")
 }
+
+/// Bytes in a tensor of `shape`, whose rows are runs of `block` elements in `bytes` bytes; `None` if rows are no
+/// whole blocks, or there are more bytes than fit in 64 bits.
+fn size_of(shape: &[u64], block: u64, bytes: u64) -> Option<u64> {
+    let row = shape.last().copied().unwrap_or(1);
+    if !row.is_multiple_of(block) {
+        return None;
+    }
+    let outer = shape.split_last().map_or(&[][..], |(_, outer)| outer);
+    let rows = outer.iter().try_fold(1u64, |product, &n| product.checked_mul(n))?;
+    rows.checked_mul(row / block)?.checked_mul(bytes)
+}
+
+/// GGML's types, by number: elements in a block, and bytes. Part of the manifest's format: those that GGML adds are
+/// unknown here for ever.
+const TYPES: [(u32, u64, u64); 32] = [
+    (0, 1, 4),
+    (1, 1, 2),
+    (2, 32, 18),
+    (3, 32, 20),
+    (6, 32, 22),
+    (7, 32, 24),
+    (8, 32, 34),
+    (9, 32, 36),
+    (10, 256, 84),
+    (11, 256, 110),
+    (12, 256, 144),
+    (13, 256, 176),
+    (14, 256, 210),
+    (15, 256, 292),
+    (16, 256, 66),
+    (17, 256, 74),
+    (18, 256, 98),
+    (19, 256, 50),
+    (20, 32, 18),
+    (21, 256, 110),
+    (22, 256, 82),
+    (23, 256, 136),
+    (24, 1, 1),
+    (25, 1, 2),
+    (26, 1, 4),
+    (27, 1, 8),
+    (28, 1, 8),
+    (29, 256, 56),
+    (30, 1, 2),
+    (34, 256, 54),
+    (35, 256, 66),
+    (39, 32, 17),
+];
 
 #[cfg(test)]
 #[path = "gguf/tests.rs"]

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use surf_protocol::{Chunk, FileEntry, manifest::ChunkEntry};
 
-use crate::{CutError, Listed, Sink};
+use crate::{CutError, Listed, cut::Sink};
 
 /// Files read at once, if there are as many cores. Each takes two chunks of memory.
 const FILES_MAX: usize = 4;

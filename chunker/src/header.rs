@@ -1,33 +1,39 @@
-//! What a file of weights says is in it, and the reader of safetensors files, checked against their size.
+//! The tensors of a safetensors file, from its header. Part of the manifest's format: what is read here and what is
+//! refused stays as it is, or [`FORMAT`](surf_protocol::manifest::FORMAT) goes up. `docs/protocol.md` says the same.
 //!
 //! Only the header is read. A [`Header`] that was read is sound: its tensors are in order, touch each
-//! other, fill the file to its last byte, and each has the size of its shape and type. Our own reader, because
-//! the reference implementation wants the whole file in memory and does not say which tensor is at fault.
-//!
-//! Types that the format knows and this program does not are no damage: such a file is published
-//! like any other, but its tensors are not listed. Bytes of which the metadata says that they are blocks of GGML's are
-//! listed as such (see `packed`).
-
-mod write;
+//! other, and fill the file to its last byte. Sizes are those of the offsets: what a type is, and how many bytes
+//! it takes, is the reader's business. Our own reader, because the reference implementation wants the whole file
+//! in memory, knows a fixed list of types, and does not say which tensor is at fault.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     fmt,
     io::Read,
 };
 
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
-use surf_protocol::{Dtype, limits::TENSOR_RANK_MAX};
+use serde::{
+    Deserialize,
+    de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer},
+};
+use surf_protocol::{limits::TENSOR_RANK_MAX, manifest::Tag};
 
-use crate::{CutError, HeaderFault, Listed, TensorFault, gguf, packed, pickle};
-
-pub use write::header;
+use crate::{FileFault, HeaderFault, TensorFault, format::Stop};
 
 /// Bytes in a header, as the reference implementation bounds them.
 pub(crate) const HEADER_SIZE_MAX: u64 = 100_000_000;
 
 /// The bytes that say how long the header is.
-const LENGTH_SIZE: u64 = 8;
+pub(crate) const LENGTH_SIZE: u64 = 8;
+
+/// Tensors in a file of any format.
+pub(crate) const TENSORS_MAX: usize = 1 << 18;
+
+/// Bytes in the name of a tensor, in any format.
+pub(crate) const NAME_SIZE_MAX: usize = 1024;
+
+/// What stands in the metadata before the name of a tensor whose bytes are blocks of a type of GGML's.
+pub(crate) const PACKED: &str = "ggml_type.";
 
 /// The tensors of a file of any format, in the order of their bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -38,9 +44,13 @@ pub(crate) struct Header {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tensor {
     pub(crate) name: String,
-    /// None, if the format knows the type and we do not.
-    pub(crate) dtype: Option<Dtype>,
+    /// What the file calls its type.
+    pub(crate) dtype: Tag,
+    /// Outermost first.
     pub(crate) shape: Vec<u64>,
+    /// How many elements along the last dimension share bytes; `None` if that is not known, so that nothing is
+    /// known of its rows.
+    pub(crate) block: Option<u64>,
     /// First byte in the file.
     pub(crate) offset: u64,
     /// Bytes.
@@ -48,90 +58,63 @@ pub(crate) struct Tensor {
 }
 
 impl Header {
-    /// `tensors` in the order of their bytes; or the name of one that lies over another, and how.
-    pub(crate) fn sorted(mut tensors: Vec<Tensor>) -> Result<Self, (String, TensorFault)> {
+    /// `tensors` in the order of their bytes; or one that a manifest cannot list, or that lies over another.
+    pub(crate) fn sorted(mut tensors: Vec<Tensor>) -> Result<Self, FileFault> {
         // Empty tensors may share an offset; their names decide, so that the order is always the same.
         tensors.sort_by(|a, b| (a.offset, a.size, &a.name).cmp(&(b.offset, b.size, &b.name)));
+        if TENSORS_MAX < tensors.len() {
+            let (count, max) = (tensors.len() as u64, TENSORS_MAX as u64);
+            return Err(HeaderFault::TooMany { what: "tensors", count, max }.into());
+        }
+        let mut names = HashSet::new();
+        for tensor in &tensors {
+            let fault = if NAME_SIZE_MAX < tensor.name.len() {
+                TensorFault::LongName
+            } else if TENSOR_RANK_MAX < tensor.shape.len() {
+                TensorFault::Rank(tensor.shape.len())
+            } else if !names.insert(&*tensor.name) {
+                TensorFault::Twice
+            } else {
+                continue;
+            };
+            return Err(FileFault::tensor(&tensor.name, fault));
+        }
         for pair in tensors.windows(2) {
             if pair[1].offset < pair[0].offset + pair[0].size {
-                return Err((pair[1].name.clone(), TensorFault::Overlap(pair[0].name.clone())));
+                return Err(FileFault::tensor(&pair[1].name, TensorFault::Overlap(pair[0].name.clone())));
             }
         }
         Ok(Self { tensors })
     }
-
-    /// Whether a manifest can list every tensor of the file.
-    pub(crate) fn understood(&self) -> bool {
-        self.tensors.iter().all(|tensor| tensor.dtype.is_some() && tensor.shape.len() <= TENSOR_RANK_MAX)
-    }
 }
 
-/// The headers of all files of weights, by position in `files`.
-pub(crate) fn read_all(files: &[Listed]) -> Result<BTreeMap<usize, Header>, CutError> {
-    let mut headers = BTreeMap::new();
-    for (at, file) in files.iter().enumerate() {
-        let header = match Format::of(&file.path) {
-            Some(Format::Safetensors) => read(file)?,
-            Some(Format::Gguf) => gguf::read(file)?,
-            Some(Format::Pickle) | None => continue,
-        };
-        headers.insert(at, header);
-    }
-    for at in pickle::weights(files)? {
-        headers.insert(at, pickle::read(&files[at])?);
-    }
-    Ok(headers)
-}
-
-/// Formats that hold weights, as files are called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
-    Safetensors,
-    Gguf,
-    /// PyTorch's; other files are called so too.
-    Pickle,
-}
-
-impl Format {
-    pub(crate) fn of(path: &str) -> Option<Self> {
-        match path.rsplit_once('.')?.1 {
-            "safetensors" => Some(Self::Safetensors),
-            "gguf" => Some(Self::Gguf),
-            ending if pickle::ENDINGS.contains(&ending) => Some(Self::Pickle),
-            _ => None,
-        }
-    }
-}
-
-fn read(file: &Listed) -> Result<Header, CutError> {
-    let header_fault = |fault| CutError::Header { file: file.seen.clone(), fault };
-    let mut reader = file.open()?;
+/// The header of a file of `size` bytes, read from its beginning.
+pub(crate) fn read(file: &mut impl Read, size: u64) -> Result<Header, Stop> {
     let mut length = [0; LENGTH_SIZE as usize];
-    if file.size < LENGTH_SIZE {
-        return Err(header_fault(HeaderFault::Short { size: file.size }));
+    if size < LENGTH_SIZE {
+        return Err(HeaderFault::Short { size }.into());
     }
-    reader.read_exact(&mut length).map_err(|source| file.failed(source))?;
-    let json_size = check_length(length, file.size).map_err(header_fault)?;
+    file.read_exact(&mut length)?;
+    let json_size = check_length(length, size)?;
     let mut json = vec![0; json_size as usize];
-    reader.read_exact(&mut json).map_err(|source| file.failed(source))?;
-    let size = LENGTH_SIZE + json_size;
-    let tensors = parse(&json, size, file.size).map_err(|damage| match damage {
-        Damage::Header(fault) => header_fault(fault),
-        Damage::Tensor(tensor, fault) => CutError::Tensor { file: file.seen.clone(), tensor, fault },
-    })?;
-    Ok(Header { tensors })
+    file.read_exact(&mut json)?;
+    Ok(parse(&json, LENGTH_SIZE + json_size, size)?)
 }
 
-/// The header of a file of `size` bytes that begins with `head`, if it is sound and all there.
+/// The header of a file of `size` bytes that begins with `head`, if all of it is there.
 pub(crate) fn of(head: &[u8], size: u64) -> Option<Header> {
-    if size < LENGTH_SIZE {
-        return None;
-    }
-    let (length, rest) = head.split_first_chunk()?;
+    let (length, rest) = head.split_first_chunk().filter(|_| LENGTH_SIZE <= size)?;
     let json_size = check_length(*length, size).ok()?;
     let json = rest.get(..usize::try_from(json_size).ok()?)?;
-    let start = LENGTH_SIZE + json_size;
-    Some(Header { tensors: parse(json, start, size).ok()? })
+    parse(json, LENGTH_SIZE + json_size, size).ok()
+}
+
+/// Whether a file of `size` bytes that begins with `head` is one, as far as that shows.
+pub(crate) fn begins(head: &[u8], size: u64) -> bool {
+    let Some((length, rest)) = head.split_first_chunk() else { return false };
+    LENGTH_SIZE <= size
+        && check_length(*length, size).is_ok_and(|length| 2 <= length)
+        && rest.first() == Some(&b'{')
 }
 
 fn check_length(length: [u8; 8], file_size: u64) -> Result<u64, HeaderFault> {
@@ -148,149 +131,99 @@ fn check_length(length: [u8; 8], file_size: u64) -> Result<u64, HeaderFault> {
     Ok(header)
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Damage {
-    Header(HeaderFault),
-    Tensor(String, TensorFault),
-}
-
 /// Reads the JSON of a header that takes the first `start` bytes of a file of `end` bytes.
-fn parse(json: &[u8], start: u64, end: u64) -> Result<Vec<Tensor>, Damage> {
-    let malformed = |error: String| Damage::Header(HeaderFault::Malformed(error));
-    let json = std::str::from_utf8(json).map_err(|error| malformed(error.to_string()))?;
+pub(crate) fn parse(json: &[u8], start: u64, end: u64) -> Result<Header, FileFault> {
+    let malformed = |error: String| HeaderFault::Malformed(error);
+    let text = std::str::from_utf8(json).map_err(|error| malformed(error.to_string()))?;
+    if !text.starts_with('{') {
+        return Err(malformed("it does not begin with a brace".to_owned()).into());
+    }
     let mut entries = Entries::default();
-    let mut json = serde_json::Deserializer::from_str(json);
+    let mut json = serde_json::Deserializer::from_str(text);
     let outcome = entries.deserialize(&mut json).and_then(|()| json.end());
     if let Err(error) = outcome {
         let error = error.to_string();
         return Err(match entries.current {
-            Some(tensor) => Damage::Tensor(tensor, TensorFault::Malformed(error)),
-            None => malformed(error),
+            Some(tensor) => FileFault::tensor(&tensor, TensorFault::Malformed(error)),
+            None => malformed(error).into(),
         });
     }
-    let mut tensors = check(entries.found, start, end)?;
-    unpack(&mut tensors, &entries.packed).map_err(|(tensor, fault)| Damage::Tensor(tensor, fault))?;
-    Ok(tensors)
+    check(entries, start, end)
 }
 
-/// Gives the tensors that `packed` names the type that it says.
-fn unpack(tensors: &mut [Tensor], packed: &[(String, String)]) -> Result<(), (String, TensorFault)> {
-    if packed.is_empty() {
-        return Ok(());
-    }
-    let mut by_name: HashMap<String, &mut Tensor> =
-        tensors.iter_mut().map(|tensor| (tensor.name.clone(), tensor)).collect();
-    for (name, dtype) in packed {
-        let fault = |fault| (name.clone(), fault);
-        let tensor = by_name.get_mut(name).ok_or(fault(TensorFault::Absent))?;
-        let (dtype, shape) = packed::unpacked(dtype, tensor.dtype, &tensor.shape).map_err(fault)?;
-        (tensor.dtype, tensor.shape) = (Some(dtype), shape);
-    }
-    Ok(())
-}
-
-fn check(mut entries: Vec<(String, Entry)>, start: u64, end: u64) -> Result<Vec<Tensor>, Damage> {
-    // Empty tensors may share an offset; their names decide, so that the order is always the same.
-    entries.sort_by(|(a_name, a), (b_name, b)| (a.data_offsets, a_name).cmp(&(b.data_offsets, b_name)));
-    let mut names = HashSet::new();
-    if let Some((twice, _)) = entries.iter().find(|(name, _)| !names.insert(name.as_str())) {
-        return Err(Damage::Tensor(twice.clone(), TensorFault::Twice));
-    }
+fn check(entries: Entries, start: u64, end: u64) -> Result<Header, FileFault> {
     let data = end - start;
-    let mut tensors: Vec<Tensor> = Vec::with_capacity(entries.len());
-    let mut filled = 0;
-    for (name, entry) in entries {
+    let mut tensors: Vec<Tensor> = Vec::with_capacity(entries.found.len());
+    for (name, entry) in entries.found {
         let (begin, end) = entry.data_offsets;
-        let fault = match element(&entry, data) {
-            Ok(_) if begin < filled => {
-                // What was filled has an owner: the tensor before.
-                let before = tensors.last().map(|tensor| tensor.name.clone()).unwrap_or_default();
-                TensorFault::Overlap(before)
-            }
-            Ok(_) if filled < begin => TensorFault::Hole(begin - filled),
-            Err(fault) => fault,
+        let fault = match entry.dtype.parse() {
+            Err(error) => TensorFault::Dtype(error),
+            Ok(_) if end < begin => TensorFault::Backwards { begin, end },
+            Ok(_) if data < end => TensorFault::PastEnd { end, data },
             Ok(dtype) => {
+                let dtype = packed_tag(&entry.dtype, entries.packed.get(&name)).unwrap_or(dtype);
                 let (offset, size) = (start + begin, end - begin);
-                tensors.push(Tensor { name, dtype, shape: entry.shape, offset, size });
-                filled = end;
+                tensors.push(Tensor { name, dtype, shape: entry.shape, block: Some(1), offset, size });
                 continue;
             }
         };
-        return Err(Damage::Tensor(name, fault));
+        return Err(FileFault::tensor(&name, fault));
     }
-    match data - filled {
-        0 => Ok(tensors),
-        rest => Err(Damage::Header(HeaderFault::Trailing(rest))),
+    let header = Header::sorted(tensors)?;
+    let mut filled = start;
+    for tensor in &header.tensors {
+        if filled < tensor.offset {
+            return Err(FileFault::tensor(&tensor.name, TensorFault::Hole(tensor.offset - filled)));
+        }
+        filled = tensor.offset + tensor.size;
     }
-}
-
-/// The type of a tensor that lies inside `data` bytes and has the size of its shape.
-fn element(entry: &Entry, data: u64) -> Result<Option<Dtype>, TensorFault> {
-    let (begin, end) = entry.data_offsets;
-    let Some((bits, dtype)) = dtype_of(&entry.dtype) else {
-        return Err(TensorFault::Dtype(entry.dtype.clone()));
-    };
-    if end < begin {
-        return Err(TensorFault::Backwards { begin, end });
-    }
-    if data < end {
-        return Err(TensorFault::PastEnd { end, data });
-    }
-    let elements = entry.shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n));
-    let bits = elements.and_then(|elements| elements.checked_mul(bits));
-    if bits != (end - begin).checked_mul(8) || bits.is_none() {
-        let (dtype, shape) = (entry.dtype.clone(), entry.shape.clone());
-        return Err(TensorFault::Size { dtype, shape, size: end - begin });
-    }
-    Ok(dtype)
-}
-
-/// The types of which we know the elements, as the format calls them.
-const SINGLES: [(&str, Dtype); 15] = [
-    ("BOOL", Dtype::Bool),
-    ("U8", Dtype::U8),
-    ("I8", Dtype::I8),
-    ("U16", Dtype::U16),
-    ("I16", Dtype::I16),
-    ("U32", Dtype::U32),
-    ("I32", Dtype::I32),
-    ("U64", Dtype::U64),
-    ("I64", Dtype::I64),
-    ("F8_E4M3", Dtype::F8E4M3),
-    ("F8_E5M2", Dtype::F8E5M2),
-    ("F16", Dtype::F16),
-    ("BF16", Dtype::Bf16),
-    ("F32", Dtype::F32),
-    ("F64", Dtype::F64),
-];
-
-/// Bits in an element of a type that the format knows, and what we call it.
-fn dtype_of(name: &str) -> Option<(u64, Option<Dtype>)> {
-    if let Some((_, dtype)) = SINGLES.iter().find(|(known, _)| *known == name) {
-        return Some((8 * dtype.block().bytes, Some(*dtype)));
-    }
-    match name {
-        "F4" => Some((4, None)),
-        "F6_E2M3" | "F6_E3M2" => Some((6, None)),
-        "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" => Some((8, None)),
-        "C64" => Some((64, None)),
-        _ => None,
+    match end - filled {
+        0 => Ok(header),
+        rest => Err(HeaderFault::Trailing(rest).into()),
     }
 }
 
+/// `U8:Q4_K` for bytes of which the metadata says that they are blocks of Q4_K, where that is a tag.
+fn packed_tag(dtype: &str, packed: Option<&String>) -> Option<Tag> {
+    format!("{dtype}:{}", packed?).parse().ok()
+}
+
+/// What the header says of a tensor; further members are passed over.
 #[derive(serde::Deserialize)]
-struct Entry {
+struct Fields {
     dtype: String,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
 }
 
+/// The same, of an object only: as a list, serde would take it too.
+struct Entry(Fields);
+
+impl<'de> Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Entry;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with dtype, shape and data_offsets")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entry, A::Error> {
+                Fields::deserialize(MapAccessDeserializer::new(map)).map(Entry)
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
 /// Collects entries, and remembers which one it was at when it failed.
 #[derive(Default)]
 struct Entries {
-    found: Vec<(String, Entry)>,
-    /// Tensors, and the type that the metadata says they are of.
-    packed: Vec<(String, String)>,
+    found: Vec<(String, Fields)>,
+    /// For tensors, the type of GGML's that the metadata says they are of.
+    packed: HashMap<String, String>,
+    has_metadata: bool,
     current: Option<String>,
 }
 
@@ -310,7 +243,7 @@ impl<'de> Deserialize<'de> for Packed {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Packed, A::Error> {
                 let mut pairs = Vec::new();
                 while let Some(key) = map.next_key::<String>()? {
-                    match packed::tensor(&key) {
+                    match key.strip_prefix(PACKED) {
                         Some(tensor) => pairs.push((tensor.to_owned(), map.next_value()?)),
                         None => _ = map.next_value::<IgnoredAny>()?,
                     }
@@ -340,12 +273,15 @@ impl<'de> Visitor<'de> for &mut Entries {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
+                if std::mem::replace(&mut self.has_metadata, true) {
+                    return Err(serde::de::Error::custom("it has two __metadata__"));
+                }
                 let metadata = map.next_value::<Option<Packed>>()?;
                 self.packed.extend(metadata.into_iter().flat_map(|Packed(pairs)| pairs));
                 continue;
             }
             self.current = Some(name.clone());
-            let entry = map.next_value()?;
+            let Entry(entry) = map.next_value()?;
             self.current = None;
             self.found.push((name, entry));
         }

@@ -13,7 +13,7 @@ use std::{
 
 use surf_protocol::limits::PATH_SIZE_MAX;
 
-use crate::{CutError, Options};
+use crate::{CutError, cut::Options};
 
 /// Files and folders looked at, a bound on links that multiply paths. Large models have thousands.
 pub(crate) const ENTRIES_MAX: usize = 1 << 20;

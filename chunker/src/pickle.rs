@@ -6,9 +6,9 @@
 //!   anything else. `names`: all that they may name.
 //! - Here: from what the pickle says to tensors with places in the file.
 //!
-//! A tensor is listed if its elements lie one behind the other. Two names for the very same elements (weights that are
+//! A tensor's elements lie one behind the other. Two names for the very same elements (weights that are
 //! tied) are one tensor, under the name that comes first, as safetensors files have it. A file whose tensors lie
-//! over each other in any other way is refused.
+//! over each other in any other way is not read. What is read and what is not is part of the manifest's format.
 
 mod machine;
 mod names;
@@ -20,8 +20,9 @@ use std::{
 };
 
 use crate::{
-    CutError, HeaderFault, Listed, TensorFault,
-    header::{Format, Header, Tensor},
+    FileFault, HeaderFault, TensorFault,
+    format::Stop,
+    header::{Header, Tensor},
 };
 use machine::{Storage, Value, Values, View};
 use zip::Zip;
@@ -34,83 +35,11 @@ const WITHIN: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];
 const WITHIN_MAX: usize = 4;
 
 /// What every file begins with that `torch.save` writes since version 1.6, and before.
-const ZIP: &[u8] = b"PK\x03\x04";
+pub(crate) const ZIP: &[u8] = b"PK\x03\x04";
 const LEGACY: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9";
 
-/// Why a file was not read.
-#[derive(Debug)]
-pub(crate) enum Stop {
-    Io(std::io::Error),
-    Header(HeaderFault),
-    Tensor(String, TensorFault),
-}
-
-impl From<HeaderFault> for Stop {
-    fn from(fault: HeaderFault) -> Self {
-        Self::Header(fault)
-    }
-}
-
-impl From<std::io::Error> for Stop {
-    fn from(error: std::io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-/// The tensors of `file`.
-pub(crate) fn read(file: &Listed) -> Result<Header, CutError> {
-    let seen = || file.seen.clone();
-    parse(&mut file.open()?, file.size).map_err(|stop| match stop {
-        Stop::Io(source) => file.failed(source),
-        Stop::Header(fault) => CutError::Header { file: seen(), fault },
-        Stop::Tensor(tensor, fault) => CutError::Tensor { file: seen(), tensor, fault },
-    })
-}
-
-/// Endings of the names of such files.
-pub(crate) const ENDINGS: [&str; 3] = ["bin", "pt", "pth"];
-
-/// How the names begin of what training leaves beside weights.
-const BESIDE: [&str; 5] = ["training_args", "optimizer", "scheduler", "scaler", "rng_state"];
-
-/// The positions of the files that hold the folder's weights. None, where these are in safetensors files.
-///
-/// Files called `pytorch_model…bin` do, sound or not. Without such, and without weights in other formats, it is those
-/// that begin as PyTorch's files do. All others are just bytes.
-pub(crate) fn weights(files: &[Listed]) -> Result<Vec<usize>, CutError> {
-    let has = |name: &str| files.iter().any(|file| file.path == name);
-    if has("model.safetensors") || has("model.safetensors.index.json") {
-        return Ok(Vec::new());
-    }
-    let format = |at: &usize| Format::of(&files[*at].path).filter(|_| !files[*at].path.contains('/'));
-    let all = (0..files.len()).filter(|at| format(at) == Some(Format::Pickle));
-    let named = |at: &usize| files[*at].path.starts_with("pytorch_model");
-    let named: Vec<usize> = all.clone().filter(|at| named(at) && files[*at].path.ends_with(".bin")).collect();
-    if !named.is_empty() {
-        return Ok(named);
-    }
-    if (0..files.len()).any(|at| matches!(format(&at), Some(Format::Safetensors | Format::Gguf))) {
-        return Ok(Vec::new());
-    }
-    let mut found = Vec::new();
-    for at in all.filter(|at| !BESIDE.iter().any(|name| files[*at].path.starts_with(name))) {
-        if is_one(&files[at])? {
-            found.push(at);
-        }
-    }
-    Ok(found)
-}
-
-/// Whether `file` begins as one that `torch.save` wrote.
-fn is_one(file: &Listed) -> Result<bool, CutError> {
-    let mut head = Vec::new();
-    let most = LEGACY.len() as u64;
-    file.open()?.take(most).read_to_end(&mut head).map_err(|source| file.failed(source))?;
-    Ok(head.starts_with(ZIP) || head.starts_with(LEGACY))
-}
-
 /// The tensors of a file of `size` bytes.
-pub(crate) fn parse(file: &mut (impl Read + Seek), size: u64) -> Result<Header, Stop> {
+pub(crate) fn read(file: &mut (impl Read + Seek), size: u64) -> Result<Header, Stop> {
     check_begin(file, size)?;
     let zip = Zip::read(file, size)?;
     let (folder, pickle) = zip.pickle(file)?;
@@ -127,7 +56,7 @@ pub(crate) fn parse(file: &mut (impl Read + Seek), size: u64) -> Result<Header, 
     let mut tensors = Vec::new();
     let (mut names, mut places) = (HashSet::new(), HashSet::new());
     for (name, view) in views(&values)? {
-        let fault = |fault| Stop::Tensor(name.to_owned(), fault);
+        let fault = |fault| Stop::from(FileFault::tensor(name, fault));
         if !names.insert(name) {
             return Err(fault(TensorFault::Twice));
         }
@@ -140,7 +69,12 @@ pub(crate) fn parse(file: &mut (impl Read + Seek), size: u64) -> Result<Header, 
             tensors.push(tensor);
         }
     }
-    Header::sorted(tensors).map_err(|(tensor, fault)| Stop::Tensor(tensor, fault))
+    Ok(Header::sorted(tensors)?)
+}
+
+/// Whether a file that begins with `head` may be one that `torch.save` wrote.
+pub(crate) fn begins(head: &[u8]) -> bool {
+    head.starts_with(ZIP) || head.starts_with(LEGACY)
 }
 
 fn check_begin(file: &mut (impl Read + Seek), size: u64) -> Result<(), Stop> {
@@ -205,11 +139,8 @@ fn placed(
     let element = element.ok_or_else(|| TensorFault::Malformed("its type is not said".to_owned()))?;
     let elements = view.shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n));
     let size = |count: u64| count.checked_mul(element.bytes);
-    let misfit = |size: u64| TensorFault::Size {
-        dtype: element.dtype.map_or("its type".to_owned(), |dtype| format!("{dtype:?}")),
-        shape: view.shape.clone(),
-        size,
-    };
+    let misfit =
+        |size: u64| TensorFault::Size { dtype: element.dtype.to_owned(), shape: view.shape.clone(), size };
     let elements = elements.ok_or_else(|| misfit(room))?;
     if elements != 0 && !is_contiguous(&view.shape, &view.strides) {
         return Err(TensorFault::Strided);
@@ -221,7 +152,8 @@ fn placed(
         end => return Err(TensorFault::PastEnd { end: end.unwrap_or(u64::MAX), data: room }),
     }
     let (name, shape) = (name.to_owned(), view.shape.clone());
-    Ok(Tensor { name, dtype: element.dtype, shape, offset: start + offset, size: taken })
+    let dtype = element.dtype.parse().map_err(TensorFault::Dtype)?;
+    Ok(Tensor { name, dtype, shape, block: Some(1), offset: start + offset, size: taken })
 }
 
 /// Whether the elements of a tensor lie one behind the other, rows by rows.

@@ -1,18 +1,23 @@
-//! Where to cut. Pure: sizes in, sizes out; part of the manifest's format, so a change here is a new
-//! [`FORMAT`](surf_protocol::manifest::FORMAT).
+//! Where to cut. Pure: sizes and names in, sizes out; part of the manifest's format, so a change here is a new
+//! [`FORMAT`](surf_protocol::manifest::FORMAT). `docs/protocol.md` says the same.
 //!
 //! - A header is its own chunks, and so is what lies between tensors: padding, and headers of their own. A little
 //!   of it behind small tensors goes with them.
-//! - A tensor starts a chunk, unless it is small and so are its neighbours of the same group.
+//! - Small neighbours of one stem share a chunk. Any other tensor starts one.
 //! - A large tensor is cut between rows of its outermost dimension. A row that is too large for a
-//!   chunk starts one, and is cut by the same rule between its own rows. So an expert of a fused
-//!   `[experts, out, in]` tensor is whole chunks, and no cut splits an element, or a block of them.
-//! - What is left at the end of a vocabulary's table is cut finely, so that a longer one begins alike.
+//!   chunk starts one, and is cut by the same rule between its own rows. No cut splits an element, or a block of
+//!   them.
+//! - Each slice of a stack of matrices (of routed experts) starts a chunk, if it is not tiny.
+//! - What is left at the end of a table without a number in its name (an embedding, a head) is cut finely, so that a
+//!   longer one begins alike.
 //! - Everything else is cut every 2 MiB.
 
-use surf_protocol::{Group, limits::CHUNK_SIZE_MAX};
+use surf_protocol::{
+    limits::CHUNK_SIZE_MAX,
+    stem::{has_number, stem},
+};
 
-use crate::header::Header;
+use crate::header::{Header, Tensor};
 
 /// Bytes up to which a tensor may share a chunk: norms and biases of common widths. Low, because a tensor
 /// that shares a chunk is found again in another model only if its neighbours are the same too.
@@ -24,9 +29,13 @@ pub(crate) const SHARED_SIZE_MAX: u64 = 256 * 1024;
 /// Bytes in a chunk. Small enough that a model of a few hundred MB is dozens of them, which a crowd can
 /// pass on while it fetches; large enough that a 7B model in 16 bits has about seven thousand.
 pub(crate) const MAX: u64 = 2 * 1024 * 1024;
+
 /// Bytes in a chunk at the end of a table of the vocabulary. Fine-tunes add rows to it, and usual sizes
 /// are multiples of this.
 pub(crate) const TABLE_END: u64 = 64 * 1024;
+
+/// Bytes from which on each slice of a stack starts a chunk: an expert is then fetched without its neighbours.
+pub(crate) const SLICE_SIZE_MIN: u64 = 64 * 1024;
 
 const _: () =
     assert!(SMALL_SIZE_MAX <= SHARED_SIZE_MAX && SHARED_SIZE_MAX <= MAX && MAX <= CHUNK_SIZE_MAX as u64);
@@ -39,43 +48,34 @@ pub(crate) fn plain(size: u64) -> Vec<u32> {
 }
 
 /// Chunk sizes of a file of `size` bytes with tensors in it.
-pub(crate) fn tensors(header: &Header, size: u64, group_of: impl Fn(&str) -> Group) -> Vec<u32> {
+pub(crate) fn tensors(header: &Header, size: u64) -> Vec<u32> {
     let mut cuts = Vec::new();
-    // The group of the small tensors that the last chunk holds, and may still grow by.
-    let mut open: Option<Group> = None;
+    // The stem of the small tensors that the last chunk holds, and may still grow by.
+    let mut open: Option<&str> = None;
     let mut end = 0;
     for tensor in header.tensors.iter().filter(|tensor| 0 < tensor.size) {
         between(tensor.offset - end, &mut open, &mut cuts);
         end = tensor.offset + tensor.size;
         if SMALL_SIZE_MAX < tensor.size {
             open = None;
-            let blocks = tensor.dtype.and_then(|dtype| dtype.in_blocks(&tensor.shape));
-            let shape = blocks.as_ref().unwrap_or(&tensor.shape);
-            match (group_of(&tensor.name), &shape[..]) {
-                (Group::Embed | Group::Head, &[count, _]) if tensor.size / count <= TABLE_END => {
-                    table(count, tensor.size, &mut cuts);
-                }
-                _ => rows(shape, tensor.size, &mut cuts),
-            }
+            large(tensor, &mut cuts);
             continue;
         }
-        let group = group_of(&tensor.name);
+        let stem = stem(&tensor.name);
         match cuts.last_mut() {
-            Some(last)
-                if open.as_ref() == Some(&group) && u64::from(*last) + tensor.size <= SHARED_SIZE_MAX =>
-            {
+            Some(last) if open == Some(stem) && u64::from(*last) + tensor.size <= SHARED_SIZE_MAX => {
                 *last += tensor.size as u32;
             }
             _ => cuts.push(tensor.size as u32),
         }
-        open = Some(group);
+        open = Some(stem);
     }
     between(size - end, &mut open, &mut cuts);
     cuts
 }
 
 /// `size` bytes that belong to no tensor.
-fn between(size: u64, open: &mut Option<Group>, cuts: &mut Vec<u32>) {
+fn between(size: u64, open: &mut Option<&str>, cuts: &mut Vec<u32>) {
     match cuts.last_mut() {
         Some(last)
             if open.is_some() && size <= SMALL_SIZE_MAX && u64::from(*last) + size <= SHARED_SIZE_MAX =>
@@ -90,24 +90,44 @@ fn between(size: u64, open: &mut Option<Group>, cuts: &mut Vec<u32>) {
     }
 }
 
-/// A table of `count` rows, each much smaller than a chunk.
-fn table(count: u64, size: u64, cuts: &mut Vec<u32>) {
-    let row = size / count;
-    let whole = MAX / row * row;
-    every(whole, size / whole * whole, cuts);
-    every(TABLE_END / row * row, size % whole, cuts);
+/// A tensor with chunks of its own.
+fn large(tensor: &Tensor, cuts: &mut Vec<u32>) {
+    let size = tensor.size;
+    let shape = dimensions(tensor);
+    // A shape that does not divide the bytes evenly says nothing of rows.
+    match shape.first().filter(|&&count| 0 < count && size.is_multiple_of(count)).map(|count| size / count) {
+        Some(slice) if 3 <= shape.len() && SLICE_SIZE_MIN <= slice => {
+            (0..shape[0]).for_each(|_| rows(&shape[1..], slice, cuts));
+        }
+        Some(row) if shape.len() == 2 && row <= TABLE_END && !has_number(&tensor.name) => {
+            let whole = MAX / row * row;
+            every(whole, size / whole * whole, cuts);
+            every(TABLE_END / row * row, size % whole, cuts);
+        }
+        _ => rows(&shape, size, cuts),
+    }
+}
+
+/// The tensor's shape, counting blocks of elements along its last dimension; nothing if its rows are not known.
+fn dimensions(tensor: &Tensor) -> Vec<u64> {
+    let Some(block) = tensor.block else { return Vec::new() };
+    let mut shape = tensor.shape.clone();
+    if let Some(last) = shape.last_mut() {
+        *last /= block;
+    }
+    shape
 }
 
 fn rows(shape: &[u64], size: u64, cuts: &mut Vec<u32>) {
     match shape {
-        [count, inner @ ..] if MAX < size && MAX < size / count => {
-            (0..*count).for_each(|_| rows(inner, size / count, cuts));
-        }
-        [count, ..] if MAX < size => {
+        [count, inner @ ..] if MAX < size && 0 < *count && size.is_multiple_of(*count) => {
             let row = size / count;
-            every(MAX / row * row, size, cuts);
+            match row <= MAX {
+                true => every(MAX / row * row, size, cuts),
+                false => (0..*count).for_each(|_| rows(inner, row, cuts)),
+            }
         }
-        // What fits; an element always does.
+        // What fits, and what has no rows.
         _ => every(MAX, size, cuts),
     }
 }
@@ -134,7 +154,7 @@ mod tests {
             let size = shape.iter().product();
             offset += size;
             let (name, shape) = (name.to_owned(), shape.to_vec());
-            Tensor { name, dtype: None, shape, offset: offset - size, size }
+            Tensor { name, dtype: "U8".parse().unwrap(), shape, block: Some(1), offset: offset - size, size }
         });
         Header { tensors: tensors.collect() }
     }
@@ -144,20 +164,21 @@ mod tests {
     }
 
     fn cut(tensors: &[(&str, &[u64])]) -> Vec<u32> {
-        // One group for each first letter.
         let header = file(tensors);
-        super::tensors(&header, end(&header), |name| Group::Named(name[..1].to_owned()))
+        super::tensors(&header, end(&header))
     }
 
     #[test]
-    fn small_neighbours_of_one_group_share_a_chunk() {
-        assert_eq!(cut(&[("a1", &[64]), ("a2", &[32]), ("b1", &[8]), ("b2", &[9])]), [100, 96, 17]);
+    fn small_neighbours_of_one_stem_share_a_chunk() {
+        assert_eq!(cut(&[("a.v", &[64]), ("a.w", &[32]), ("b.v", &[8]), ("b.w", &[9])]), [100, 96, 17]);
+        let layer = ["h.1.a", "h.1.b.c", "h.2.a", "h.2.e.1.w", "h.2.e.1.v"];
+        assert_eq!(cut(&layer.map(|name| (name, &[8][..]))), [100, 16, 8, 16]);
     }
 
     #[test]
     fn a_large_tensor_ends_a_shared_chunk() {
         let large = SMALL_SIZE_MAX + 1;
-        assert_eq!(cut(&[("a1", &[64]), ("a2", &[large]), ("a3", &[32])]), [100, 64, large as u32, 32]);
+        assert_eq!(cut(&[("a.1", &[64]), ("a.1", &[large]), ("a.1", &[32])]), [100, 64, large as u32, 32]);
     }
 
     #[test]
@@ -168,23 +189,23 @@ mod tests {
 
     #[test]
     fn empty_tensors_cut_nothing() {
-        assert_eq!(cut(&[("a1", &[64]), ("b", &[0, 7]), ("a2", &[32])]), [100, 96]);
+        assert_eq!(cut(&[("a.v", &[64]), ("b", &[0, 7]), ("a.w", &[32])]), [100, 96]);
     }
 
     #[test]
     fn what_lies_between_tensors_goes_with_small_ones_or_alone() {
         let large = SMALL_SIZE_MAX + 1;
         let mut header =
-            file(&[("a1", &[64]), ("a2", &[32]), ("a3", &[large]), ("a4", &[large]), ("b", &[5])]);
+            file(&[("a.v", &[64]), ("a.w", &[32]), ("a.3", &[large]), ("a.4", &[large]), ("b", &[5])]);
         for (at, tensor) in header.tensors.iter_mut().enumerate() {
             tensor.offset += 10 * at as u64;
         }
         let size = end(&header) + 3;
-        let cuts = super::tensors(&header, size, |name| Group::Named(name[..1].to_owned()));
+        let cuts = super::tensors(&header, size);
         let large = large as u32;
         assert_eq!(cuts, [100, 64 + 10 + 32 + 10, large, 10, large, 10, 5 + 3]);
         header.tensors.clear();
-        assert_eq!(super::tensors(&header, MAX + 1, |_| Group::Head), plain(MAX + 1));
+        assert_eq!(super::tensors(&header, MAX + 1), plain(MAX + 1));
     }
 
     #[test]
@@ -192,9 +213,9 @@ mod tests {
         // One row of GGML's blocks that is larger than a chunk.
         let count = MAX / 18 + 5;
         let mut header = file(&[("a", &[count * 18])]);
-        header.tensors[0].dtype = Some(surf_protocol::Dtype::Q4_0);
+        header.tensors[0].block = Some(32);
         header.tensors[0].shape = vec![count * 32];
-        let cuts = super::tensors(&header, 100 + count * 18, |_| Group::Head);
+        let cuts = super::tensors(&header, 100 + count * 18);
         assert_eq!(cuts[1..], [(MAX / 18 * 18) as u32, 5 * 18]);
     }
 
@@ -203,6 +224,12 @@ mod tests {
         // Three eighths of a chunk: two to one.
         let six = 6 * EIGHTH as u32;
         assert_eq!(cut(&[("a", &[5, 3 * EIGHTH])]), [100, six, six, 3 * EIGHTH as u32]);
+        // What the shape does not divide has no rows, and neither has what is of a type that is not known.
+        let mut header = file(&[("a", &[5, 3 * EIGHTH])]);
+        for (shape, block) in [(vec![7, 3], Some(1)), (vec![0], Some(1)), (vec![5, 3 * EIGHTH], None)] {
+            (header.tensors[0].shape, header.tensors[0].block) = (shape, block);
+            assert_eq!(super::tensors(&header, end(&header))[1..], plain(15 * EIGHTH));
+        }
     }
 
     #[test]
@@ -215,16 +242,29 @@ mod tests {
     #[test]
     fn a_longer_vocabulary_begins_alike() {
         let table = |rows: u64| {
-            let header = file(&[("a", &[rows, 1024])]);
-            super::tensors(&header, end(&header), |_| Group::Embed)[1..].to_vec()
+            let header = file(&[("a.weight", &[rows, 1024])]);
+            super::tensors(&header, end(&header))[1..].to_vec()
         };
         let (chunk, end) = (MAX as u32, TABLE_END as u32);
         assert_eq!(table(2048 + 64 + 5), [chunk, end, 5 * 1024]);
         assert_eq!(table(2048 + 128), [chunk, end, end]);
         assert_eq!(table(70), [end, 6 * 1024]);
         // Rows that do not fit are cut like any others.
-        let wide = file(&[("a", &[3, TABLE_END + 1])]);
-        assert_eq!(super::tensors(&wide, super::tests::end(&wide), |_| Group::Head).len(), 2);
+        assert_eq!(cut(&[("a", &[3, TABLE_END + 1])]).len(), 2);
+        // And so are those of a layer.
+        assert_eq!(cut(&[("h.1.a", &[70, 1024])]), [100, 70 * 1024]);
+    }
+
+    #[test]
+    fn every_slice_of_a_stack_starts_a_chunk() {
+        let slice = SLICE_SIZE_MIN as u32;
+        assert_eq!(cut(&[("h.1.experts", &[4, 64, 1024])]), [100, slice, slice, slice, slice]);
+        assert_eq!(cut(&[("experts", &[2, 1, 1, SLICE_SIZE_MIN])]), [100, slice, slice]);
+        // Tiny ones, of convolutions say, are rows like others.
+        assert_eq!(cut(&[("h.1.conv", &[4, 63, 1024])]), [100, 4 * 63 * 1024]);
+        // One that is larger than a chunk is cut between its own rows.
+        let (three, four) = (3 * EIGHTH, [6 * EIGHTH as u32, 6 * EIGHTH as u32]);
+        assert_eq!(cut(&[("experts", &[2, 4, three])]), [&[100], &four[..], &four].concat());
     }
 
     #[test]
@@ -239,7 +279,7 @@ mod tests {
         fn chunks_fill_the_file_and_tensors_start_them(
             shapes in prop::collection::vec(prop::collection::vec(0..400u64, 0..4), 0..20),
         ) {
-            let shapes: Vec<(&str, &[u64])> = shapes.iter().map(|shape| ("a", shape.as_slice())).collect();
+            let shapes: Vec<(&str, &[u64])> = shapes.iter().map(|shape| ("h.1.a", shape.as_slice())).collect();
             let file = file(&shapes);
             let cuts = cut(&shapes);
             let mut starts = std::collections::BTreeSet::new();

@@ -3,13 +3,17 @@
 mod damage;
 mod fixtures;
 mod folders;
+mod golden;
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     fs,
     path::{Path, PathBuf},
     sync::Mutex,
 };
+
+use surf_protocol::{Chunk, Manifest};
 
 use super::*;
 
@@ -30,7 +34,7 @@ impl Sink for Kept {
 }
 
 /// Takes chunks and does nothing.
-struct Nothing;
+pub(crate) struct Nothing;
 
 impl Sink for Nothing {
     fn chunk(&self, _: &Chunk, _: &Path, _: u64) -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -38,7 +42,7 @@ impl Sink for Nothing {
     }
 }
 
-fn manifest(path: &Path) -> Manifest {
+pub(crate) fn manifest(path: &Path) -> Manifest {
     cut(path, &Options::default(), &Nothing).unwrap()
 }
 
@@ -47,7 +51,7 @@ fn refused(path: &Path) -> CutError {
 }
 
 /// A safetensors file of bytes: names, rows, and columns.
-fn safetensors(tensors: &[(&str, usize, usize)]) -> Vec<u8> {
+pub(crate) fn safetensors(tensors: &[(&str, usize, usize)]) -> Vec<u8> {
     let (mut entries, mut data) = (Vec::new(), Vec::new());
     for &(name, rows, columns) in tensors {
         let begin = data.len();
@@ -60,7 +64,7 @@ fn safetensors(tensors: &[(&str, usize, usize)]) -> Vec<u8> {
     file(&format!("{{{}}}", entries.join(",")), &data)
 }
 
-fn file(header: &str, data: &[u8]) -> Vec<u8> {
+pub(crate) fn file(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
 }
 
@@ -71,7 +75,7 @@ fn noise(name: &str, size: usize) -> Vec<u8> {
     bytes
 }
 
-fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+pub(crate) fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (path, bytes) in files {
         let path = folder.path().join(path);

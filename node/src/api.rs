@@ -220,7 +220,7 @@ pub struct FileInfo {
 /// A group of tensors that inference needs together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GroupInfo {
-    /// Which part of the model: `embed`, `block 3`, `head`.
+    /// Which part of the model: `embed`, `layer 3`, `head`.
     pub group: String,
     /// Tensors in it.
     pub tensors: usize,

@@ -7,8 +7,9 @@
 //! - [`id`]: names. A [`ChunkId`] *is* the BLAKE3 hash of the bytes it names.
 //! - [`chunk`]: [`Chunk`], the only way to hold a chunk's bytes, and proof that they were checked.
 //! - [`range`]: part of a chunk, with the hashes that prove it belongs there.
-//! - [`manifest`]: which chunks make up which file, which bytes are which tensor, and which tensors
-//!   inference needs together.
+//! - [`manifest`]: which chunks make up which file, and which bytes are which tensor; [`stem`]: which tensors
+//!   belong together by their names.
+//! - [`dtype`]: types that programs compute with. Nothing that is hashed depends on them.
 //! - [`bitmap`]: who has which chunks of a manifest.
 //! - [`contact`]: where a node's data plane listens, signed by that node.
 //! - [`name`]: `PEER/NAME`, signed by the publisher.
@@ -18,17 +19,20 @@
 pub mod bitmap;
 pub mod chunk;
 pub mod contact;
+pub mod dtype;
 pub mod id;
 pub mod limits;
 pub mod manifest;
 pub mod name;
 pub mod range;
+pub mod stem;
 pub mod wire;
 
 pub use bitmap::Bitmap;
 pub use chunk::Chunk;
 pub use contact::{Contact, SignedContact};
+pub use dtype::Dtype;
 pub use id::{ChunkId, ModelId, NodeId};
-pub use manifest::{Dtype, FileEntry, Group, GroupEntry, Manifest, Stack, TensorEntry};
+pub use manifest::{FileEntry, Manifest, TensorEntry};
 pub use name::{FullName, Name, SignedName};
 pub use range::VerifiedRange;

@@ -5,7 +5,7 @@
 //! `bincode` is used here and nowhere else, always with a limit; the golden tests below are the
 //! format.
 
-use std::ops::Range;
+use std::{io, ops::Range};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -17,7 +17,7 @@ use crate::{
         CONTACT_SIZE_MAX, HOLDINGS_SIZE_MAX, MANIFEST_SIZE_MAX, NAME_SIZE_MAX, REPLY_HEADER_SIZE_MAX,
         REQUEST_SIZE_MAX,
     },
-    manifest::Parts,
+    manifest::{FileEntry, Parts},
     name::Name,
 };
 
@@ -223,8 +223,41 @@ pub(crate) fn encode_manifest(parts: &Parts) -> Vec<u8> {
     encode(parts)
 }
 
+/// Reads a manifest whose bytes are the only ones that say so: others would be another model of the same
+/// files.
 pub(crate) fn decode_manifest(bytes: &[u8]) -> Result<Parts, Malformed> {
-    decode::<_, MANIFEST_SIZE_MAX>(bytes, "manifest")
+    const WHAT: &str = "manifest";
+    let parts = decode::<_, MANIFEST_SIZE_MAX>(bytes, WHAT)?;
+    let mut rest = Same(bytes);
+    let written = bincode::serde::encode_into_std_write(&parts, &mut rest, bincode::config::standard());
+    match written {
+        Ok(_) if rest.0.is_empty() => Ok(parts),
+        _ => Err(Malformed { what: WHAT, cause: None }),
+    }
+}
+
+/// The files of a manifest of another `format` that begins as all have: with its number, and the files.
+pub(crate) fn decode_files(bytes: &[u8], format: u32) -> Option<Vec<FileEntry>> {
+    if MANIFEST_SIZE_MAX < bytes.len() {
+        return None;
+    }
+    let config = bincode::config::standard().with_limit::<MANIFEST_SIZE_MAX>();
+    let ((found, files), _) = bincode::serde::decode_from_slice::<(u32, _), _>(bytes, config).ok()?;
+    (found == format).then_some(files)
+}
+
+/// Bytes that are expected, and taken off as they are written.
+struct Same<'a>(&'a [u8]);
+
+impl io::Write for Same<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 = self.0.strip_prefix(bytes).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn encode(message: &impl Serialize) -> Vec<u8> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use surf_protocol::{
-    Chunk, Dtype, FileEntry, Group, GroupEntry, Manifest, Stack, TensorEntry,
+    Chunk, FileEntry, Manifest, TensorEntry,
     manifest::{ChunkEntry, FORMAT, Parts},
 };
 
@@ -21,7 +21,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// A model of `chunks` different chunks of `size` bytes in `layers` groups, which take turns to be
+    /// A model of `chunks` different chunks of `size` bytes in `layers` layers, which take turns to be
     /// one chunk longer if they cannot be equal.
     ///
     /// # Panics
@@ -88,15 +88,13 @@ impl Model {
 fn parts(chunks: &[Chunk], size: usize, layers: &[Range<usize>]) -> Parts {
     let size = size as u64;
     let tensor = |(at, layer): (usize, &Range<usize>)| TensorEntry {
-        name: format!("layer{at:05}"),
-        dtype: Dtype::U8,
-        shape: vec![layer.len() as u64 * size],
         file: 0,
+        name: name(at).into(),
+        dtype: "U8".parse().expect("a tag"),
+        shape: [layer.len() as u64 * size].into(),
         offset: layer.start as u64 * size,
         size: layer.len() as u64 * size,
     };
-    let group =
-        |at: usize| GroupEntry { group: Group::Block(Stack::Decoder, at as u32), tensors: vec![at as u32] };
     let entries = chunks.iter().map(|chunk| ChunkEntry { id: chunk.id(), size: chunk.bytes().len() as u32 });
     let file = FileEntry {
         path: "weights".to_owned(),
@@ -105,12 +103,12 @@ fn parts(chunks: &[Chunk], size: usize, layers: &[Range<usize>]) -> Parts {
         sha256: [0; 32],
         chunks: entries.collect(),
     };
-    Parts {
-        format: FORMAT,
-        files: vec![file],
-        tensors: layers.iter().enumerate().map(tensor).collect(),
-        groups: (0..layers.len()).map(group).collect(),
-    }
+    Parts { format: FORMAT, files: vec![file], tensors: layers.iter().enumerate().map(tensor).collect() }
+}
+
+/// The one tensor of a layer: each is a stem of its own.
+fn name(layer: usize) -> String {
+    format!("layers.{layer:05}.weight")
 }
 
 #[cfg(test)]
@@ -124,8 +122,12 @@ mod tests {
         let all: Vec<usize> = model.layers().iter().cloned().flatten().collect();
         assert_eq!(all, (0..10).collect::<Vec<_>>());
         for (at, layer) in model.layers().iter().enumerate() {
-            let chunks = model.manifest().group_chunks(&Group::Block(Stack::Decoder, at as u32));
-            assert_eq!(chunks, layer.clone().map(|at| model.entry(at)).collect::<Vec<_>>());
+            let tensor = model.manifest().tensor(0, &name(at)).unwrap();
+            let chunks = model.manifest().tensor_pieces(tensor).map(|piece| piece.chunk);
+            assert_eq!(
+                chunks.collect::<Vec<_>>(),
+                layer.clone().map(|at| model.entry(at)).collect::<Vec<_>>()
+            );
         }
     }
 }

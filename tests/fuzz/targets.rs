@@ -9,8 +9,8 @@ use std::time::Duration;
 use ed25519_dalek::{Signer, SigningKey};
 use surf_chunker::gguf::Metadata;
 use surf_protocol::{
-    Bitmap, ChunkId, Contact, Dtype, FileEntry, Group, GroupEntry, Manifest, ModelId, Name, NodeId,
-    SignedContact, SignedName, Stack, TensorEntry, VerifiedRange,
+    Bitmap, ChunkId, Contact, FileEntry, Manifest, ModelId, Name, NodeId, SignedContact, SignedName,
+    TensorEntry, VerifiedRange,
     limits::{CONTACT_SIZE_MAX, NAME_SIZE_MAX, REQUEST_SIZE_MAX},
     manifest::{ChunkEntry, FORMAT, Parts},
     range,
@@ -105,9 +105,9 @@ pub(crate) fn full_name(bytes: &[u8]) {
 pub(crate) fn manifest(bytes: &[u8]) {
     let Ok(manifest) = Manifest::decode(bytes) else { return };
     assert_eq!(Manifest::decode(&manifest.encode()).map(|again| again.id()).ok(), Some(manifest.id()));
-    for group in manifest.groups() {
-        let chunks = manifest.group_chunks(&group.group);
-        assert!(chunks.iter().all(|chunk| manifest.position(chunk.id).is_some()));
+    assert_eq!(manifest.encode(), bytes, "there is one way to write it");
+    for chunks in manifest.stems() {
+        assert!(chunks.iter().all(|chunk| (*chunk as usize) < manifest.chunks().len()));
     }
     for tensor in manifest.tensors() {
         let size: u64 =
@@ -239,7 +239,7 @@ fn full_name_seeds() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Two files, one of them with two tensors in two groups.
+/// Two files, one of them with two tensors of two stems.
 fn manifest_seeds() -> Vec<Vec<u8>> {
     let chunk = |at: u8, size| ChunkEntry { id: ChunkId::of(&[at]), size };
     let file = |path: &str, chunks: Vec<ChunkEntry>| FileEntry {
@@ -250,21 +250,19 @@ fn manifest_seeds() -> Vec<Vec<u8>> {
         chunks,
     };
     let tensor = |name: &str, offset, size| TensorEntry {
-        name: name.to_owned(),
-        dtype: Dtype::Bf16,
-        shape: vec![size / 2],
         file: 1,
+        name: name.into(),
+        dtype: "BF16".parse().expect("a tag"),
+        shape: [size / 2].into(),
         offset,
         size,
     };
-    let group =
-        |number, tensor| GroupEntry { group: Group::Block(Stack::Decoder, number), tensors: vec![tensor] };
     let files = vec![
         file("config.json", vec![chunk(0, 300)]),
         file("model.safetensors", vec![chunk(1, 100), chunk(2, 40), chunk(3, 20)]),
     ];
-    let tensors = vec![tensor("a", 100, 40), tensor("b", 140, 20)];
-    let parts = Parts { format: FORMAT, files, tensors, groups: vec![group(0, 0), group(1, 1)] };
+    let tensors = vec![tensor("a.0", 100, 40), tensor("a.1", 140, 20)];
+    let parts = Parts { format: FORMAT, files, tensors };
     vec![Manifest::new(parts).expect("a good manifest").encode()]
 }
 

@@ -74,6 +74,17 @@ fn dependencies_have_owners() {
 }
 
 #[test]
+fn what_is_hashed_sees_no_families() {
+    let why = "on which no model's id may depend";
+    refused("chunker/src/cut.rs", "use crate::families::Families;", why);
+    refused("chunker/src/plan.rs", "use crate::{header::Header, checkpoint};", why);
+    refused("chunker/src/pickle/names.rs", "fn f() -> surf_protocol::Dtype {}", why);
+    refused("protocol/src/manifest/check.rs", "use crate::Dtype;", why);
+    accepted("chunker/src/checkpoint/choose.rs", "use crate::families::Families;");
+    accepted("chunker/src/cut.rs", "use crate::{format, plan};");
+}
+
+#[test]
 fn pure_crates_stay_pure() {
     refused("protocol/src/id.rs", "use std::{fmt, fs};", "`std::fs`");
     refused("protocol/src/id.rs", "use std::time::Instant;", "`std::time::Instant`");

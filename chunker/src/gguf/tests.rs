@@ -55,7 +55,7 @@ fn parsed(bytes: &[u8]) -> Result<Header, Stop> {
 
 fn fault(file: &File, data: usize) -> (String, TensorFault) {
     match parsed(&file.bytes(3, data)) {
-        Err(Stop::Tensor(tensor, fault)) => (tensor, fault),
+        Err(Stop::Fault(FileFault::Tensor { tensor, fault })) => (tensor, fault),
         other => panic!("{other:?}"),
     }
 }
@@ -65,12 +65,11 @@ fn tensors_come_with_their_places_and_shapes() {
     for version in [2, 3] {
         let bytes = two().bytes(version, 140);
         let header = parsed(&bytes).unwrap();
-        assert!(header.understood());
         let [q, norm] = &header.tensors[..] else { panic!("{header:?}") };
         let data = bytes.len() as u64 - 140;
         assert_eq!(
-            (&*q.name, q.dtype, &q.shape[..]),
-            ("blk.0.attn_q.weight", Some(Dtype::Q4_0), &[3, 64][..])
+            (&*q.name, q.dtype.as_str(), &q.shape[..], q.block),
+            ("blk.0.attn_q.weight", "ggml:2", &[3, 64][..], Some(32))
         );
         assert_eq!((q.offset, q.size), (data, 3 * 2 * 18));
         assert_eq!((norm.offset, norm.size), (data + 128, 12));
@@ -102,15 +101,33 @@ fn metadata_is_read_by_name() {
 }
 
 #[test]
-fn what_is_newer_than_this_program_is_no_damage() {
+fn what_is_newer_than_the_format_is_told_apart() {
     assert_eq!(parsed(&two().bytes(1, 140)).unwrap_err(), Stop::Unknown);
     assert_eq!(parsed(&two().bytes(4, 140)).unwrap_err(), Stop::Unknown);
     assert_eq!(parsed(&two().bytes(3u32.swap_bytes(), 140)).unwrap_err(), Stop::Unknown);
     let nested = [&LIST.to_le_bytes()[..], &1u64.to_le_bytes()].concat();
     assert_eq!(parsed(&two().entry("nested", LIST, &nested).bytes(3, 140)).unwrap_err(), Stop::Unknown);
     assert_eq!(parsed(&two().entry("odd", 13, &[]).bytes(3, 140)).unwrap_err(), Stop::Unknown);
-    let header = parsed(&two().tensor("packed", &[256], 16, 0).bytes(3, 140)).unwrap();
-    assert!(!header.understood());
+}
+
+#[test]
+fn a_tensor_of_a_type_without_a_size_reaches_to_the_next() {
+    let sizes = |file: &File, data: usize| -> Vec<(String, u64, Option<u64>)> {
+        let header = parsed(&file.bytes(3, data)).unwrap();
+        header.tensors.into_iter().map(|tensor| (tensor.name, tensor.size, tensor.block)).collect()
+    };
+    let new = |name: &str, size| (name.to_owned(), size, None);
+    let file = File::default()
+        .tensor("last", &[256], 99, 96)
+        .tensor("empty", &[0], 98, 32)
+        .tensor("first", &[9, 9], 77, 0)
+        .tensor("known", &[3], 0, 64);
+    let expected = [new("first", 32), new("empty", 0), ("known".to_owned(), 12, Some(1)), new("last", 45)];
+    assert_eq!(sizes(&file, 141), expected);
+    // At one place with another of which the same is not known.
+    assert!(matches!(fault(&file.tensor("twin", &[1], 99, 0), 140).1, TensorFault::Overlap(_)));
+    let past = File::default().tensor("past", &[1], 99, 160);
+    assert!(matches!(fault(&past, 140).1, TensorFault::PastEnd { .. }));
 }
 
 #[test]
@@ -122,8 +139,8 @@ fn a_damaged_tensor_is_named() {
     assert_eq!(odd(&[1], 0, u64::MAX - 31), TensorFault::PastEnd { end: u64::MAX - 27, data: 140 });
     let blocks =
         |dtype: &str, shape: &[u64]| TensorFault::Blocks { dtype: dtype.to_owned(), shape: shape.to_vec() };
-    assert_eq!(odd(&[48], 2, 0), blocks("Q4_0", &[48]));
-    assert_eq!(odd(&[1 << 40, 1 << 40], 0, 0), blocks("F32", &[1 << 40, 1 << 40]));
+    assert_eq!(odd(&[48], 2, 0), blocks("ggml:2", &[48]));
+    assert_eq!(odd(&[1 << 40, 1 << 40], 0, 0), blocks("ggml:0", &[1 << 40, 1 << 40]));
     assert_eq!(odd(&[1; 5], 0, 0), TensorFault::Dimensions(5));
     assert_eq!(fault(&two().tensor("output_norm.weight", &[1], 0, 0), 140).1, TensorFault::Twice);
 }
@@ -138,32 +155,38 @@ fn absurd_counts_and_lengths_are_refused_at_once() {
         parsed(&bytes).unwrap_err()
     };
     for count in [1 << 60, u64::MAX, 1 << 33] {
-        let counted = |what| Stop::Header(HeaderFault::Count { what, count, size });
+        let counted = |what| Stop::from(HeaderFault::Count { what, count, size });
         assert_eq!(with(8, count), counted("tensors"));
         assert_eq!(with(16, count), counted("entries of metadata"));
         // The length of the first key, and of its value.
-        assert_eq!(with(24, count), Stop::Header(HeaderFault::Cut { size }));
-        assert_eq!(with(24 + 8 + 20 + 4, count), Stop::Header(HeaderFault::Cut { size }));
+        assert_eq!(with(24, count), Stop::from(HeaderFault::Cut { size }));
+        assert_eq!(with(24 + 8 + 20 + 4, count), Stop::from(HeaderFault::Cut { size }));
     }
     for kind in [0u32, 4, TEXT, 12] {
         let list = [&kind.to_le_bytes()[..], &(1u64 << 62).to_le_bytes()].concat();
         let stop = parsed(&two().entry("list", LIST, &list).bytes(3, 140)).unwrap_err();
         assert!(
-            matches!(stop, Stop::Header(HeaderFault::Count { count: 0x4000_0000_0000_0000, .. })),
+            matches!(
+                stop,
+                Stop::Fault(FileFault::Header(HeaderFault::Count { count: 0x4000_0000_0000_0000, .. }))
+            ),
             "{stop:?}"
         );
     }
     // More than fits in memory, in a file that could hold it.
     let mut many = good.clone();
     many[8..16].copy_from_slice(&(1u64 << 30).to_le_bytes());
-    assert!(matches!(parse(&many, 1 << 50), Err(Stop::Header(HeaderFault::TooMany { .. }))));
+    assert!(matches!(
+        parse(&many, 1 << 50),
+        Err(Stop::Fault(FileFault::Header(HeaderFault::TooMany { .. })))
+    ));
     for alignment in [0u32, 3, 1 << 20] {
         let stop = parsed(&two().entry("general.alignment", 4, &alignment.to_le_bytes()).bytes(3, 140));
-        assert_eq!(stop.unwrap_err(), Stop::Header(HeaderFault::Alignment(alignment.into())));
+        assert_eq!(stop.unwrap_err(), Stop::from(HeaderFault::Alignment(alignment.into())));
     }
-    assert_eq!(parsed(b"GGML\x03\0\0\0").unwrap_err(), Stop::Header(HeaderFault::Magic));
-    assert_eq!(parsed(b"version https://git-lfs").unwrap_err(), Stop::Header(HeaderFault::Pointer));
-    assert_eq!(parsed(b"GGUF").unwrap_err(), Stop::Header(HeaderFault::Short { size: 4 }));
+    assert_eq!(parsed(b"GGML\x03\0\0\0").unwrap_err(), Stop::from(HeaderFault::Magic));
+    assert_eq!(parsed(b"version https://git-lfs").unwrap_err(), Stop::from(HeaderFault::Pointer));
+    assert_eq!(parsed(b"GGUF").unwrap_err(), Stop::from(HeaderFault::Short { size: 4 }));
 }
 
 #[test]
@@ -171,7 +194,7 @@ fn a_cut_file_is_refused_wherever_it_is_cut() {
     let good = two().bytes(3, 140);
     for end in 0..good.len() {
         let cut = parsed(&good[..end]);
-        assert!(matches!(cut, Err(Stop::Header(_) | Stop::Tensor(..))), "{end}: {cut:?}");
+        assert!(matches!(cut, Err(Stop::Fault(_))), "{end}: {cut:?}");
         // The same bytes as the head of the whole file are only too few.
         let head = parse(&good[..end], good.len() as u64);
         assert!(matches!(head, Err(Stop::Short)) || good.len() - 172 <= end, "{end}: {head:?}");

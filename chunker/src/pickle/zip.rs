@@ -10,8 +10,8 @@ use std::{
     ops::Range,
 };
 
-use super::{Stop, bytes};
-use crate::HeaderFault;
+use super::bytes;
+use crate::{HeaderFault, format::Stop};
 
 /// Bytes of a directory. One of 91,000 entries has some 10 MB.
 const DIRECTORY_SIZE_MAX: u64 = 64 << 20;

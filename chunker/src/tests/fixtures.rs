@@ -3,7 +3,7 @@
 use std::{collections::HashMap, ops::Range};
 
 use sha2::{Digest, Sha256};
-use surf_protocol::{ChunkId, Stack::Decoder};
+use surf_protocol::{ChunkId, Manifest};
 
 use super::*;
 
@@ -63,12 +63,13 @@ fn tensors_are_what_the_reference_reads_and_lie_on_chunks() {
         for file in manifest.files().iter().filter(|file| file.path.ends_with(".safetensors")) {
             let bytes = fs::read(fixture(name).join(&file.path)).unwrap();
             for (tensor, view) in safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors() {
-                let entry = manifest.tensor(&tensor).unwrap();
+                let at = manifest.file_position(&file.path).unwrap();
+                let entry = manifest.tensor(at, &tensor).unwrap();
                 let read = shelf.read(&manifest, entry.file, entry.offset..entry.offset + entry.size);
                 assert!(read == view.data(), "{name} {tensor}");
                 let shape: Vec<u64> = view.shape().iter().map(|&n| n as u64).collect();
-                assert_eq!(entry.shape, shape, "{name} {tensor}");
-                assert_eq!(format!("{:?}", entry.dtype).to_uppercase(), view.dtype().to_string());
+                assert_eq!(*entry.shape, *shape, "{name} {tensor}");
+                assert_eq!(entry.dtype.as_str(), view.dtype().to_string());
                 let pieces: Vec<_> = manifest.tensor_pieces(entry).collect();
                 let whole = pieces.iter().all(|piece| piece.range == (0..piece.chunk.size));
                 assert!(pieces.len() == 1 || whole, "{name} {tensor}");
@@ -80,20 +81,24 @@ fn tensors_are_what_the_reference_reads_and_lie_on_chunks() {
 }
 
 #[test]
-fn groups_are_embedding_blocks_and_head() {
+fn groups_are_embedding_layers_and_head() {
     for name in FIXTURES {
-        let (manifest, _) = cut_twice(&fixture(name));
+        let checkpoint = open(&fixture(name), &Options::default(), &Nothing).unwrap();
         let config = fs::read(fixture(name).join("config.json")).unwrap();
         let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
-        let blocks = config["num_hidden_layers"].as_u64().unwrap() as u32;
-        let blocks = (0..blocks).map(|block| Group::Block(Decoder, block));
-        let expected: Vec<Group> = std::iter::once(Group::Embed).chain(blocks).chain([Group::Head]).collect();
-        let groups: Vec<Group> = manifest.groups().iter().map(|entry| entry.group.clone()).collect();
+        let layers = config["num_hidden_layers"].as_u64().unwrap() as u32;
+        let layers = (0..layers).map(|layer| Group::Layer(Stack::Decoder, layer));
+        let expected: Vec<Group> = std::iter::once(Group::Embed).chain(layers).chain([Group::Head]).collect();
+        let groups: Vec<Group> = checkpoint.groups().iter().map(|entry| entry.group.clone()).collect();
         assert_eq!(groups[..expected.len()], expected, "{name}");
         // What is left are the recorded outputs that lie beside the fixtures.
         assert!(groups[expected.len()..].iter().all(|group| matches!(group, Group::Named(_))), "{groups:?}");
-        for block in &groups[1..expected.len() - 1] {
-            let names: Vec<_> = manifest.group(block).unwrap().map(|tensor| &tensor.name).collect();
+        // The names tell as much.
+        let by_names = crate::groups(checkpoint.manifest(), &Families::default());
+        let by_names: Vec<Group> = by_names.into_iter().map(|entry| entry.group).collect();
+        assert_eq!(by_names, groups, "{name}");
+        for layer in &groups[1..expected.len() - 1] {
+            let names: Vec<_> = checkpoint.group(layer).unwrap().map(|tensor| &tensor.name).collect();
             assert!(names.iter().all(|name| name.starts_with("model.layers.")), "{name} {names:?}");
         }
     }

@@ -60,7 +60,7 @@ fn a_manifest_does_not_depend_on_where_the_folder_is() {
     assert_eq!(manifest(one.path()).id().to_hex(), GOLDEN);
 }
 
-const GOLDEN: &str = "2ed6c14ed942e6372752f3562d3e43baa2ec80883d29b629be56ac64a898a160";
+const GOLDEN: &str = "cf74a28b6eaa7b99eb7ea6b88c7552b9e28bebcf903c3b5cebcc43473a00ae59";
 
 #[test]
 fn a_file_is_published_under_its_name() {
@@ -152,7 +152,8 @@ fn a_shared_tensor_has_the_same_chunks_wherever_it_stands() {
     let (alone, sharded) = (manifest(alone.path()), manifest(sharded.path()));
     for (name, chunks) in [("shared.1.w", 1), ("shared.2.w", 3)] {
         let pieces = |manifest: &Manifest| -> Vec<_> {
-            manifest.tensor_pieces(manifest.tensor(name).unwrap()).collect()
+            let tensor = manifest.tensors().iter().find(|tensor| &*tensor.name == name).unwrap();
+            manifest.tensor_pieces(tensor).collect()
         };
         assert_eq!(pieces(&alone), pieces(&sharded));
         assert_eq!(pieces(&alone).len(), chunks);
@@ -160,106 +161,54 @@ fn a_shared_tensor_has_the_same_chunks_wherever_it_stands() {
     }
 }
 
+/// The same bytes are cut the same way, whatever they are called and whatever lies beside them.
 #[test]
-fn of_several_copies_the_one_that_others_load_is_listed() {
-    let folder = folder(&[
-        ("model.fp16.safetensors", &safetensors(&[("a.w", 1, 2), ("b.w", 1, 3)])),
-        ("model.safetensors", &safetensors(&[("a.w", 1, 4), ("b.w", 1, 6)])),
-        ("adapter.safetensors", &safetensors(&[("c.w", 1, 4)])),
-        ("half.safetensors", &safetensors(&[("d.w", 1, 2), ("a.w", 1, 4)])),
-    ]);
-    let manifest = manifest(folder.path());
-    assert_eq!(
-        manifest.tensors().iter().map(|tensor| &*tensor.name).collect::<Vec<_>>(),
-        ["a.w", "b.w", "c.w"]
-    );
-    assert_eq!(manifest.tensor("a.w").unwrap().size, 4);
-    // Cut at its tensors all the same.
-    assert_eq!(manifest.file("model.fp16.safetensors").unwrap().chunks.len(), 3);
-}
-
-#[test]
-fn a_file_with_types_we_lack_is_published_without_its_tensors() {
-    let header = r#"{"a":{"dtype":"F4","shape":[6],"data_offsets":[0,3]},"b":{"dtype":"U8","shape":[1],"data_offsets":[3,4]}}"#;
-    let folder = folder(&[("model.safetensors", &file(header, b"abcd"))]);
-    let manifest = manifest(folder.path());
-    assert_eq!((manifest.tensors().len(), manifest.groups().len()), (0, 0));
-    assert_eq!(manifest.files()[0].chunks.len(), 1);
-}
-
-#[test]
-fn names_without_a_known_family_are_grouped_by_number() {
-    let tensors = safetensors(&[("h.10.w", 1, 2), ("h.2.b", 1, 2), ("h.2.w", 1, 2), ("wte.w", 1, 2)]);
-    for config in ["", "{\"model_type\":\"new\"}"] {
-        let folder = folder(&[("model.safetensors", &tensors), ("config.json", config.as_bytes())]);
+fn a_file_is_cut_by_its_bytes_alone() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    let read = |path: &str| fs::read(fixtures.join(path)).unwrap();
+    let (gguf, pickle) =
+        (read("gguf/llama-q8_0.gguf"), read("models/llama-pickled/pytorch_model-00001-of-00002.bin"));
+    let weights = safetensors(&[("model.layers.0.w", 300, 1000), ("model.layers.0.b", 1, 10)]);
+    let alone = |path: &str, bytes: &[u8]| {
+        let folder = folder(&[(path, bytes)]);
         let manifest = manifest(folder.path());
-        let groups: Vec<_> =
-            manifest.groups().iter().map(|entry| (entry.group.to_string(), entry.tensors.len())).collect();
-        let expected = [("h.2", 2), ("h.10", 1), ("wte", 1)].map(|(name, count)| (name.to_owned(), count));
-        assert_eq!(groups, expected);
-    }
-}
-
-fn models(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(name)
-}
-
-fn groups(manifest: &Manifest) -> Vec<String> {
-    manifest.groups().iter().map(|entry| entry.group.to_string()).collect()
-}
-
-#[test]
-fn files_of_pytorch_are_grouped_and_cut_like_others() {
-    let manifest = manifest(&models("llama-pickled"));
-    assert_eq!(groups(&manifest)[..4], ["embed", "block 0", "block 1", "head"]);
-    let up = manifest.tensor("model.layers.1.mlp.up_proj.weight").unwrap();
-    assert_eq!((up.dtype, &up.shape[..]), (surf_protocol::Dtype::F32, &[72, 40][..]));
-    assert_eq!(manifest.files()[up.file as usize].path, "pytorch_model-00002-of-00002.bin");
-    assert_eq!(
-        groups(&self::manifest(&models("bert-pickled")))[..3],
-        ["embed", "encoder block 0", "encoder block 1"]
-    );
-}
-
-#[test]
-fn an_index_of_pytorchs_answers_for_its_shards() {
-    let copy = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(models("llama-pickled")).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-    }
-    fs::remove_file(copy.path().join("pytorch_model-00002-of-00002.bin")).unwrap();
-    let error = refused(copy.path());
-    assert!(matches!(error, CutError::Index { fault: IndexFault::MissingShard { .. }, .. }), "{error}");
-    // Beside safetensors they are just bytes, whole or not.
-    fs::write(copy.path().join("model.safetensors"), safetensors(&[("a", 2, 50)])).unwrap();
-    let manifest = manifest(copy.path());
-    assert!(manifest.tensor("a").is_some() && manifest.tensor("model.embed_tokens.weight").is_none());
-}
-
-#[test]
-fn a_file_of_pytorchs_is_weights_where_there_are_no_others() {
-    let pickles = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/pickles");
-    let read = |name: &str| fs::read(pickles.join(name)).unwrap();
-    let (sound, evil, legacy) = (read("every.pt"), read("evil.pt"), read("legacy.pt"));
-    let listed = |files: &[(&str, &[u8])]| {
-        let folder = folder(files);
-        cut(folder.path(), &Options::default(), &Nothing).map(|manifest| manifest.tensors().len())
+        assert!(!manifest.tensors().is_empty(), "{path}");
+        (manifest.files()[0].chunks.clone(), manifest.tensors().to_vec())
     };
-    let all = listed(&[("every.pt", &sound)]).unwrap();
-    assert_eq!(all, 21);
-    assert_eq!(listed(&[("pytorch_model.bin", &sound), ("training_args.bin", &evil)]).unwrap(), all);
-    assert_eq!(
-        listed(&[("weights.pth", &sound), ("optimizer.pt", &evil), ("words.bin", b"words")]).unwrap(),
-        all
-    );
-    assert_eq!(listed(&[("sub/pytorch_model.bin", &evil)]).unwrap(), 0);
-    assert_eq!(listed(&[("words.bin", b"just words")]).unwrap(), 0);
-    for (name, bytes) in [("model.pt", &evil), ("pytorch_model.bin", &evil)] {
-        let error = listed(&[(name, bytes)]).unwrap_err().to_string();
-        assert!(error.contains(name) && error.contains("posix.system"), "{error}");
+    for (path, bytes) in [("a.safetensors", &weights), ("a.gguf", &gguf), ("a.bin", &pickle)] {
+        let (chunks, tensors) = alone(path, bytes);
+        for other in ["sha256-0a1b", "a.txt", "sub/a.safetensors"] {
+            assert_eq!(alone(other, bytes), (chunks.clone(), tensors.clone()), "{other}");
+        }
+        let beside = folder(&[
+            ("model.safetensors", &weights),
+            ("config.json", br#"{"model_type":"llama"}"#),
+            ("x/file", bytes),
+            ("y.gguf", &gguf),
+        ]);
+        assert_eq!(manifest(beside.path()).file("x/file").unwrap().chunks, chunks, "{path}");
+        let mut from_memory = Vec::new();
+        let (entry, again) =
+            cut_file("x/file", bytes.len() as u64, &mut Cursor::new(bytes), |chunk, offset| {
+                from_memory.push((chunk.bytes().len() as u32, offset));
+                Ok::<_, io::Error>(())
+            })
+            .unwrap();
+        assert_eq!((&entry, again.len()), (manifest(beside.path()).file("x/file").unwrap(), tensors.len()));
+        assert_eq!(from_memory.len(), chunks.len());
     }
-    assert!(listed(&[("a.pt", &legacy)]).unwrap_err().to_string().contains("before 1.6"));
-    let error = listed(&[("pytorch_model.bin", b"just words")]).unwrap_err().to_string();
-    assert!(error.contains("does not begin as its format does"), "{error}");
+}
+
+#[test]
+fn an_embedding_in_bytes_of_blocks_is_cut_at_its_rows() {
+    let bytes =
+        fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/packed.safetensors")).unwrap();
+    let folder = folder(&[("model.safetensors", &bytes)]);
+    let checkpoint = open(folder.path(), &Options::default(), &Nothing).unwrap();
+    assert_eq!(checkpoint.fault(), None);
+    for (tensor, listed) in checkpoint.tensors().iter().zip(checkpoint.manifest().tensors()) {
+        assert_eq!(*tensor.name, *listed.name);
+        let is_packed = listed.dtype.as_str().starts_with("U8:");
+        assert_eq!(is_packed, 1 < tensor.dtype.block().elements, "{}", tensor.name);
+    }
 }

@@ -144,7 +144,7 @@ fn show(output: &Output, told: &Told, names: &BTreeMap<String, &str>) -> Result<
                 *came.entry(from).or_default() += bytes;
                 last = entry.at_us;
             }
-            journal::Event::GroupComputed { group, .. } if group == "block 0" => {
+            journal::Event::GroupComputed { group, .. } if group == "layer 0" => {
                 block_0.get_or_insert(entry.at_us);
             }
             _ => (),

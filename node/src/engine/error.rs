@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use surf_protocol::Group;
+use surf_chunker::Group;
 
 use super::budget::readable;
 use crate::weights::WeightsError;
@@ -20,6 +20,9 @@ pub enum EngineError {
         /// The ones that are.
         supported: String,
     },
+    /// A model whose weights are not what they should be.
+    #[error("{0}")]
+    Weightless(String),
     /// A model whose weights nobody here can read.
     #[error("the model is distributed like any other, but cannot be run: {}", no_weights(.found))]
     NoWeights {

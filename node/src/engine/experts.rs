@@ -13,7 +13,7 @@ use std::{
 };
 
 use candle_core::Tensor;
-use surf_protocol::{Group, Stack};
+use surf_chunker::{Group, Stack};
 
 use super::{
     EngineError,
@@ -148,7 +148,7 @@ impl Mixture {
     }
 
     fn group(&self, expert: u32) -> Group {
-        Group::Expert { stack: Stack::Decoder, block: self.block, expert }
+        Group::Expert { stack: Stack::Decoder, layer: self.block, expert }
     }
 }
 
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn an_expert_is_made_once_as_long_as_it_stays() {
         let kept = KeptExperts::default();
-        let group = Group::Expert { stack: Stack::Decoder, block: 1, expert: 2 };
+        let group = Group::Expert { stack: Stack::Decoder, layer: 1, expert: 2 };
         let tensors = |resident| Arc::new(Tensors { resident, ..Tensors::default() });
         let made = |tensors: &Arc<Tensors>| {
             let mut made = false;

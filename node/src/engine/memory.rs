@@ -7,7 +7,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use surf_protocol::{Manifest, TensorEntry};
+use surf_chunker::{Checkpoint, Parameter};
 
 use super::{
     EngineError,
@@ -72,10 +72,10 @@ pub(crate) struct Working {
 
 impl WeightSizes {
     /// Of the model that `manifest` describes.
-    pub(crate) fn of(manifest: &Manifest) -> Self {
+    pub(crate) fn of(manifest: &Checkpoint) -> Self {
         let mut sizes = Self::default();
         for entry in manifest.groups() {
-            let (mut size, mut copied, mut largest) = (0u64, 0u64, None::<&TensorEntry>);
+            let (mut size, mut copied, mut largest) = (0u64, 0u64, None::<&Parameter>);
             for &at in &entry.tensors {
                 let tensor = &manifest.tensors()[at as usize];
                 size = size.saturating_add(tensor.size);
@@ -106,7 +106,7 @@ impl WeightSizes {
 }
 
 /// Whether each piece of `tensor` is whole rows of it, so that they need not be put together.
-fn is_in_whole_rows(manifest: &Manifest, tensor: &TensorEntry) -> bool {
+fn is_in_whole_rows(manifest: &Checkpoint, tensor: &Parameter) -> bool {
     let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
     let row = (tensor.size / rows).max(1);
     let whole = |range: Range<u32>| u64::from(range.end - range.start).is_multiple_of(row);

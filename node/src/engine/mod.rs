@@ -75,7 +75,7 @@ use std::sync::{
     mpsc::{SyncSender, TrySendError, sync_channel},
 };
 
-use surf_protocol::Manifest;
+use surf_chunker::Checkpoint;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -203,7 +203,7 @@ impl Engine {
         journal: Arc<Journal>,
     ) -> Result<Self, EngineError> {
         let threads = memory::threads();
-        let (shape, widths, shares) = described(files, weights.manifest(), memory, threads)?;
+        let (shape, widths, shares) = described(files, weights.checkpoint(), memory, threads)?;
         let working = Working::new(&shape, widths, shares.work, threads)?;
         Self::load_in(compute, memory, working, files, weights, journal)
     }
@@ -222,7 +222,7 @@ impl Engine {
         let device = Arc::from(compute.name());
         let architecture = match whole::read(files, &weights, compute.room(memory), &compute.device())? {
             Some(whole) => whole,
-            None => arch::read(files, weights.manifest())?,
+            None => arch::read(files, weights.checkpoint())?,
         };
         let text = Arc::new(Text::read(files)?);
         let model =
@@ -438,7 +438,7 @@ pub fn usable(config: &config::Engine) -> Result<(), EngineError> {
 
 /// How the memory of `config` would be shared for the model that `files` and `manifest` describe, or why it
 /// cannot run here. `files` need only hold the configuration; what is not in it may still be wrong.
-pub fn shares(files: &Files, manifest: &Manifest, config: &config::Engine) -> Result<Shares, EngineError> {
+pub fn shares(files: &Files, manifest: &Checkpoint, config: &config::Engine) -> Result<Shares, EngineError> {
     let (.., shares) = described(files, manifest, config.memory, memory::threads())?;
     Ok(shares)
 }
@@ -446,7 +446,7 @@ pub fn shares(files: &Files, manifest: &Manifest, config: &config::Engine) -> Re
 /// Sizes of the model that `files` and `manifest` describe, and how `memory` bytes are shared for it.
 fn described(
     files: &Files,
-    manifest: &Manifest,
+    manifest: &Checkpoint,
     memory: u64,
     threads: usize,
 ) -> Result<(Shape, Widths, Shares), EngineError> {
@@ -462,8 +462,11 @@ fn described(
     Ok((shape, widths, shares))
 }
 
-/// Fails for a model in formats that are distributed like any other, but not understood.
-fn runnable(manifest: &Manifest) -> Result<(), EngineError> {
+/// Fails for a model that is distributed like any other, but whose weights cannot be loaded.
+pub fn runnable(manifest: &Checkpoint) -> Result<(), EngineError> {
+    if let Some(fault) = manifest.fault() {
+        return Err(EngineError::Weightless(fault.to_owned()));
+    }
     if !manifest.tensors().is_empty() {
         return Ok(());
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use surf_protocol::{Group, Stack};
+use surf_chunker::{Group, Stack};
 use tokio::time::Instant;
 
 use super::{
@@ -87,7 +87,7 @@ impl Model {
     ) -> Result<Self, EngineError> {
         let steps = architecture.steps();
         for step in &steps {
-            if weights.manifest().group(&step.group).is_none() {
+            if weights.checkpoint().group(&step.group).is_none() {
                 return Err(EngineError::NoGroup(step.group.clone()));
             }
         }
@@ -293,7 +293,7 @@ struct TableRows<'a> {
 
 impl Tables for TableRows<'_> {
     fn rows(&mut self, tensor: &str, rows: &[u32], cols: usize) -> Result<Tensor, EngineError> {
-        let manifest = self.weights.manifest();
+        let manifest = self.weights.checkpoint();
         let tensor = &*gguf::stored_name(tensor, |name| manifest.tensor(name).is_some());
         // Before a row of it is asked for, which may be of any length.
         if let Some(entry) = manifest.tensor(tensor)

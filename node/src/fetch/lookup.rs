@@ -15,8 +15,8 @@ use super::{
 /// Keys looked up at the same time.
 const LOOKED_UP_AT_ONCE: usize = 32;
 
-/// Keys of groups, and then of chunks, looked up in one look-up. What is left waits for the next.
-const GROUP_KEYS_MAX: usize = 16;
+/// Keys of stems, and then of chunks, looked up in one look-up. What is left waits for the next.
+const STEM_KEYS_MAX: usize = 16;
 const CHUNK_KEYS_MAX: usize = 32;
 
 /// What is found, as it is found.
@@ -63,18 +63,18 @@ impl LookUp {
         let _ = self.reports.send(Report::Over { model }).await;
     }
 
-    /// Under which keys to look for what is lost: a model that shares a block with another is found under
-    /// the block's key, and any other shared chunk under its own.
+    /// Under which keys to look for what is lost: a model that shares a layer with another is found under
+    /// the key of its stem, and any other shared chunk under its own.
     fn keys(&self) -> Vec<(Key, Vec<ChunkId>)> {
         let lost: BTreeSet<ChunkId> = self.lost.iter().copied().collect();
-        let groups = self.manifest.groups().iter().filter_map(|entry| {
-            let chunks: Vec<ChunkId> =
-                self.manifest.group_chunks(&entry.group).iter().map(|chunk| chunk.id).collect();
-            let wanted: Vec<ChunkId> = chunks.iter().copied().filter(|id| lost.contains(id)).collect();
-            (!wanted.is_empty()).then(|| (Key::group(chunks), wanted))
+        let stems = self.manifest.stems().into_iter().filter_map(|chunks| {
+            let ids = chunks.into_iter().map(|at| self.manifest.chunks()[at as usize].id);
+            let ids: Vec<ChunkId> = ids.collect();
+            let wanted: Vec<ChunkId> = ids.iter().copied().filter(|id| lost.contains(id)).collect();
+            (!wanted.is_empty()).then(|| (Key::stem(ids), wanted))
         });
         let chunks = self.lost.iter().map(|&chunk| (Key::Chunk(chunk), vec![chunk]));
-        groups.take(GROUP_KEYS_MAX).chain(chunks.take(CHUNK_KEYS_MAX)).collect()
+        stems.take(STEM_KEYS_MAX).chain(chunks.take(CHUNK_KEYS_MAX)).collect()
     }
 }
 

@@ -77,28 +77,28 @@ pub struct Peer {
 pub enum Key {
     /// Who has anything of a model.
     Model(ModelId),
-    /// Who has all of a group, of whatever model: a hash of its chunks.
-    Group([u8; 32]),
+    /// Who has all of a stem, of whatever model: a hash of its chunks.
+    Stem([u8; 32]),
     /// Who has a chunk, whatever model it is of.
     Chunk(ChunkId),
 }
 
 impl Key {
-    /// The key of a group that consists of these chunks, in whatever order. Models that share a block, or an
+    /// The key of a stem that consists of these chunks, in whatever order. Models that share a layer, or an
     /// expert, share its key.
-    pub fn group(chunks: impl IntoIterator<Item = ChunkId>) -> Self {
-        let mut hasher = blake3::Hasher::new_derive_key("surf-node 2026-11 group");
+    pub fn stem(chunks: impl IntoIterator<Item = ChunkId>) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("surf-node 2026-11 stem");
         for chunk in chunks.into_iter().collect::<BTreeSet<_>>() {
             hasher.update(chunk.as_bytes());
         }
-        Self::Group(*hasher.finalize().as_bytes())
+        Self::Stem(*hasher.finalize().as_bytes())
     }
 
     /// What the directory stores it under.
     pub fn as_bytes(&self) -> &[u8; 32] {
         match self {
             Self::Model(id) => id.as_bytes(),
-            Self::Group(hash) => hash,
+            Self::Stem(hash) => hash,
             Self::Chunk(id) => id.as_bytes(),
         }
     }

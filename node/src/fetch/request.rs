@@ -23,6 +23,7 @@ use surf_protocol::{
 };
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
+    sync::Semaphore,
     task::spawn_blocking,
     time::timeout,
 };
@@ -35,6 +36,9 @@ const INLINE_MAX: usize = 256 * 1024;
 /// How long a peer may take to answer at all, on top of the time it may be silent: connecting and
 /// finding the bytes are part of it.
 const HEAD_EXTRA: Duration = Duration::from_secs(5);
+
+/// Held while a manifest is checked.
+static CHECKING: Semaphore = Semaphore::const_new(1);
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +72,8 @@ pub(super) async fn checked_manifest(model: ModelId, bytes: Bytes) -> Result<Man
         }
         Manifest::decode(&bytes).map_err(|error| error.to_string())
     };
+    // One at a time: each takes up to four times its size in memory.
+    let _turn = CHECKING.acquire().await;
     off_worker(len, check).await
 }
 

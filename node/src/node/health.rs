@@ -1,10 +1,11 @@
 //! Whether the node can serve, and which of its models can run.
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{collections::HashMap, io, ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
+use surf_chunker::{Checkpoint, Families};
 use surf_protocol::{Manifest, ModelId};
-use tokio::task::spawn_blocking;
+use tokio::{runtime::Handle, task::spawn_blocking};
 
 use super::Node;
 use crate::{
@@ -21,6 +22,20 @@ const HEAD_SIZE_MAX: u64 = 32 << 20;
 
 /// Whether models can run, by id. A model never changes, so each is looked at once.
 pub(super) type Verdicts = std::sync::Mutex<HashMap<ModelId, Result<(), String>>>;
+
+/// The files of a model, as far as they are on this node.
+struct Here {
+    node: Node,
+    manifest: Arc<Manifest>,
+    runtime: Handle,
+}
+
+impl surf_chunker::Files for Here {
+    fn read(&self, file: u32, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let bytes = self.runtime.block_on(self.node.here_of(&self.manifest, file, range));
+        bytes.map(Into::into).ok_or(io::ErrorKind::NotFound.into())
+    }
+}
 
 impl Node {
     /// How the node is. Not well is only what a restart or another node would cure: having no peers is
@@ -69,25 +84,35 @@ impl Node {
             let bytes = self.here_of(manifest, at as u32, 0..size).await?;
             files.0.insert(CONFIG.to_owned(), bytes);
         }
-        if let Some(wanted) = Files::wanted_of_gguf(manifest).filter(|wanted| wanted.head <= HEAD_SIZE_MAX) {
+        let checkpoint = self.checkpoint_here(manifest).await?;
+        if let Some(wanted) = Files::wanted_of_gguf(&checkpoint).filter(|wanted| wanted.head <= HEAD_SIZE_MAX)
+        {
             let head = self.here_of(manifest, wanted.file, 0..wanted.head).await?;
             let mut tensors = Vec::new();
             for name in wanted.tensors {
-                if let Some(tensor) = manifest.tensor(&name) {
+                if let Some(tensor) = checkpoint.tensor(&name) {
                     let range = tensor.offset..tensor.offset + tensor.size;
                     tensors.push((name, self.here_of(manifest, tensor.file, range).await?.to_vec()));
                 }
             }
             gguf = Some((wanted.file, head, tensors));
         }
-        let (manifest, config) = (Arc::clone(manifest), self.parts.config.engine);
+        let config = self.parts.config.engine;
         let looking = spawn_blocking(move || {
             if let Some((file, head, tensors)) = gguf {
-                files.add_gguf(&manifest, file, &head, &tensors)?;
+                files.add_gguf(&checkpoint, file, &head, &tensors)?;
             }
-            engine::shares(&files, &manifest, &config).map(drop)
+            engine::shares(&files, &checkpoint, &config).map(drop)
         });
         Some(looking.await.ok()?.map_err(|error| error.to_string()))
+    }
+
+    /// What of `manifest` is loaded, if what tells is here.
+    async fn checkpoint_here(&self, manifest: &Arc<Manifest>) -> Option<Checkpoint> {
+        let manifest = Arc::clone(manifest);
+        let here = Here { node: self.clone(), manifest: Arc::clone(&manifest), runtime: Handle::current() };
+        let reading = move || Checkpoint::read(manifest, &Families::default(), &here);
+        spawn_blocking(reading).await.ok()?.ok()
     }
 
     /// Some bytes of the file at position `file`, if they are all here.

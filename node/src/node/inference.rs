@@ -121,14 +121,16 @@ impl Node {
         let wanting = self.parts.wanted.want(manifest.id());
         let lease = self.parts.store.lease(manifest.chunks().iter().map(|chunk| chunk.id));
         let source: Arc<dyn ModelSource> = Arc::new(self.parts.fetcher.model(Arc::clone(&manifest)));
-        let files = files::all(&*source, &manifest).await?;
+        let checkpoint = Arc::new(files::checkpoint(&source, manifest).await?);
+        engine::runnable(&checkpoint)?;
+        let files = files::all(&*source, &checkpoint).await?;
         let config = self.parts.config.engine;
         let runtime = tokio::runtime::Handle::current();
         let journal = Arc::clone(&self.parts.journal);
-        let id = manifest.id();
+        let id = checkpoint.manifest().id();
         let loading = spawn_blocking(move || {
-            let shares = engine::shares(&files, &manifest, &config)?;
-            let weights = Streamed::new(manifest, source, shares.weights, runtime, Arc::clone(&journal));
+            let shares = engine::shares(&files, &checkpoint, &config)?;
+            let weights = Streamed::new(checkpoint, source, shares.weights, runtime, Arc::clone(&journal));
             let weights = Arc::new(weights);
             let engine = Engine::load(&files, Arc::clone(&weights) as _, &config, journal)?;
             Ok::<_, NodeError>((engine, weights))

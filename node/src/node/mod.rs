@@ -76,6 +76,7 @@ struct Running {
     verdicts: health::Verdicts,
     /// What is being fetched.
     wanted: Arc<announcer::Wanted>,
+    asking: models::Asking,
     announcing: JoinHandle<()>,
     naming: JoinHandle<()>,
     counting: JoinHandle<()>,
@@ -184,7 +185,7 @@ impl Node {
             Arc::clone(&wanted),
         );
         let announcing = tokio::spawn(announcing);
-        let names = Arc::new(names::Names::new(identity.clone(), swarm.clone(), book));
+        let names = Arc::new(names::Names::new(identity.clone(), swarm.clone(), book, store.renamed()));
         let naming = tokio::spawn(names::run(Arc::clone(&names)));
         Ok(Self {
             parts: Arc::new(Running {
@@ -204,6 +205,7 @@ impl Node {
                 pulls: Mutex::default(),
                 verdicts: health::Verdicts::default(),
                 wanted,
+                asking: models::Asking::default(),
                 announcing,
                 naming,
                 counting,

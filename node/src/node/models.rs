@@ -1,8 +1,9 @@
 //! What can be done with models: publish, pull, export and the rest.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -36,6 +37,21 @@ pub(super) const PATIENCE_AT_START: Duration = Duration::from_secs(5);
 
 /// The pause between two looks.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Models whose manifests are being asked for.
+#[derive(Debug, Default)]
+pub(super) struct Asking(Mutex<HashMap<ModelId, Weak<tokio::sync::Mutex<()>>>>);
+
+impl Asking {
+    /// What is held by who asks for the manifest of `model`.
+    fn turn(&self, model: ModelId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.0.lock().expect("no panics while held");
+        turns.retain(|_, turn| 0 < turn.strong_count());
+        let turn = turns.get(&model).and_then(Weak::upgrade).unwrap_or_default();
+        turns.insert(model, Arc::downgrade(&turn));
+        turn
+    }
+}
 
 /// Keeps the last progress that fits; a slow listener misses some and is waited for by nobody.
 fn tell<T>(listener: &mpsc::Sender<T>, progress: T) {
@@ -158,7 +174,8 @@ impl Node {
         };
         let info = view::model(summary, self.verdict(id).await);
         let have = self.parts.store.have(id).await?;
-        Ok(view::detail(info, &manifest, have.as_ref()))
+        let detail = move || view::detail(info, manifest, have.as_ref());
+        spawn_blocking(detail).await.map_err(|error| NodeError::Failed(error.to_string()))
     }
 
     /// Protects a model from eviction.
@@ -213,12 +230,19 @@ impl Node {
         if let Some(manifest) = self.parts.store.manifest_of(id) {
             return Ok(manifest);
         }
+        // A large manifest takes much memory while it is checked: once, for all who ask for it.
+        let turn = self.parts.asking.turn(id);
+        let _turn = turn.lock().await;
+        if let Some(manifest) = self.parts.store.manifest_of(id) {
+            return Ok(manifest);
+        }
         let began = Instant::now();
         loop {
             let failure = match self.parts.fetcher.manifest(id).await {
                 Ok(Some(manifest)) => {
-                    self.parts.store.put_manifest(&manifest).await?;
-                    return Ok(Arc::new(manifest));
+                    let manifest = Arc::new(manifest);
+                    self.parts.store.share_manifest(Arc::clone(&manifest)).await?;
+                    return Ok(manifest);
                 }
                 Ok(None) => None,
                 Err(error) => Some(error),

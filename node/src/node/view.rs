@@ -1,7 +1,8 @@
 //! What the node says of itself, in the words of the API.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
+use surf_chunker::{Checkpoint, Families};
 use surf_protocol::{Bitmap, Manifest};
 
 use super::{Node, NodeError};
@@ -282,7 +283,9 @@ pub(super) fn model(summary: ModelSummary, verdict: Result<(), String>) -> Model
     }
 }
 
-pub(super) fn detail(info: ModelInfo, manifest: &Manifest, have: Option<&Bitmap>) -> ModelDetail {
+pub(super) fn detail(info: ModelInfo, manifest: Arc<Manifest>, have: Option<&Bitmap>) -> ModelDetail {
+    let checkpoint = Checkpoint::by_names(manifest, &Families::default());
+    let manifest = checkpoint.manifest();
     let held = |id| {
         let at = manifest.position(id);
         at.is_some_and(|at| have.is_some_and(|have| have.contains(at)))
@@ -292,8 +295,8 @@ pub(super) fn detail(info: ModelInfo, manifest: &Manifest, have: Option<&Bitmap>
         size: file.size,
         sha256: hex::encode(file.sha256),
     });
-    let groups = manifest.groups().iter().map(|entry| {
-        let chunks = manifest.group_chunks(&entry.group);
+    let groups = checkpoint.groups().iter().map(|entry| {
+        let chunks = checkpoint.group_chunks(&entry.group);
         let here = chunks.iter().filter(|chunk| held(chunk.id));
         GroupInfo {
             group: entry.group.to_string(),

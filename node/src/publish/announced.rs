@@ -1,7 +1,7 @@
 //! What to tell the directory about a model. Pure.
 //!
 //! From coarse to fine: whoever has anything of a model, or is fetching it, announces the model; then the
-//! groups that are whole, under keys of their content, so that models which share a block share its key; and
+//! stems that are whole, under keys of their content, so that models which share a layer share its key; and
 //! then chunks. The directory takes as many of the first as its budget allows; between nodes that have met,
 //! bitmaps say the rest.
 
@@ -19,8 +19,8 @@ const CHUNK_KEYS_MAX: usize = 256;
 #[derive(Debug)]
 pub struct Announced {
     manifest: Arc<Manifest>,
-    groups: Vec<Part>,
-    /// Which groups need which chunk: positions of both, sorted.
+    stems: Vec<Part>,
+    /// Which stems need which chunk: positions of both, sorted.
     needed_by: Vec<(u32, u32)>,
     have: Bitmap,
     wanted: bool,
@@ -36,20 +36,15 @@ struct Part {
 impl Announced {
     /// Nothing of `manifest` is here, and nobody wants it.
     pub fn new(manifest: Arc<Manifest>) -> Self {
-        let (mut groups, mut needed_by) = (Vec::new(), Vec::new());
-        for entry in manifest.groups() {
-            let chunks = manifest.group_chunks(&entry.group);
-            if chunks.is_empty() {
-                continue;
-            }
-            let positions = chunks.iter().filter_map(|chunk| manifest.position(chunk.id));
-            needed_by.extend(positions.map(|at| (at as u32, groups.len() as u32)));
-            let key = Key::group(chunks.iter().map(|chunk| chunk.id));
-            groups.push(Part { key, missing: chunks.len() });
+        let (mut stems, mut needed_by) = (Vec::new(), Vec::new());
+        for chunks in manifest.stems() {
+            needed_by.extend(chunks.iter().map(|&at| (at, stems.len() as u32)));
+            let key = Key::stem(chunks.iter().map(|&at| manifest.chunks()[at as usize].id));
+            stems.push(Part { key, missing: chunks.len() });
         }
         needed_by.sort_unstable();
         let have = Bitmap::none(manifest.chunks().len());
-        Self { manifest, groups, needed_by, have, wanted: false }
+        Self { manifest, stems, needed_by, have, wanted: false }
     }
 
     /// Now the chunks `have` are here, and the model is being fetched, or not. Returns the keys under which the
@@ -70,8 +65,8 @@ impl Announced {
 
     fn change(&mut self, at: u32, came: bool) {
         let first = self.needed_by.partition_point(|(chunk, _)| *chunk < at);
-        for (_, group) in self.needed_by[first..].iter().take_while(|(chunk, _)| *chunk == at) {
-            let missing = &mut self.groups[*group as usize].missing;
+        for (_, stem) in self.needed_by[first..].iter().take_while(|(chunk, _)| *chunk == at) {
+            let missing = &mut self.stems[*stem as usize].missing;
             *missing = if came { *missing - 1 } else { *missing + 1 };
         }
     }
@@ -82,7 +77,7 @@ impl Announced {
         if chunks.is_empty() && !self.wanted {
             return Vec::new();
         }
-        let whole = self.groups.iter().filter(|group| group.missing == 0).map(|group| group.key);
+        let whole = self.stems.iter().filter(|stem| stem.missing == 0).map(|stem| stem.key);
         [Key::Model(self.manifest.id())].into_iter().chain(whole).chain(chunks).collect()
     }
 }
@@ -91,7 +86,7 @@ impl Announced {
 mod tests {
     use proptest::prelude::*;
     use surf_protocol::{
-        ChunkId, Dtype, FileEntry, Group, GroupEntry, Stack, TensorEntry,
+        ChunkId, FileEntry, TensorEntry,
         manifest::{ChunkEntry, FORMAT, Parts},
     };
 
@@ -101,21 +96,20 @@ mod tests {
         ChunkId::of(&[at])
     }
 
-    /// Blocks of one tensor of two chunks each, these.
+    /// Two tensors of two chunks each, these.
     fn manifest(chunks: [u8; 4]) -> Arc<Manifest> {
         let chunks: Vec<_> = chunks.into_iter().map(|at| ChunkEntry { id: id(at), size: 10 }).collect();
         let tensor = |name: &str, offset| TensorEntry {
-            name: name.to_owned(),
-            dtype: Dtype::U8,
-            shape: vec![20],
             file: 0,
+            name: name.into(),
+            dtype: "U8".parse().unwrap(),
+            shape: [20].into(),
             offset,
             size: 20,
         };
         let file = FileEntry { path: "x".to_owned(), size: 40, blake3: [0; 32], sha256: [0; 32], chunks };
-        let group = |i| GroupEntry { group: Group::Block(Stack::Decoder, i), tensors: vec![i] };
-        let tensors = vec![tensor("a", 0), tensor("b", 20)];
-        let parts = Parts { format: FORMAT, files: vec![file], tensors, groups: vec![group(0), group(1)] };
+        let tensors = vec![tensor("a.0", 0), tensor("a.1", 20)];
+        let parts = Parts { format: FORMAT, files: vec![file], tensors };
         Arc::new(Manifest::new(parts).unwrap())
     }
 
@@ -131,24 +125,24 @@ mod tests {
     }
 
     #[test]
-    fn the_model_then_whole_groups_then_chunks() {
+    fn the_model_then_whole_stems_then_chunks() {
         let manifest = manifest([0, 1, 2, 3]);
         let mut announced = Announced::new(Arc::clone(&manifest));
         let keys = announced.update(&Bitmap::from_fn(4, |at| at != 1), false).unwrap();
-        let [model, group] = [Key::Model(manifest.id()), Key::group([id(2), id(3)])];
+        let [model, stem] = [Key::Model(manifest.id()), Key::stem([id(2), id(3)])];
         let chunk = |at| Key::Chunk(id(at));
-        assert_eq!(keys, [model, group, chunk(0), chunk(2), chunk(3)]);
+        assert_eq!(keys, [model, stem, chunk(0), chunk(2), chunk(3)]);
         let keys = announced.update(&Bitmap::from_fn(4, |_| true), false).unwrap();
-        assert_eq!(keys[1..3], [Key::group([id(0), id(1)]), group], "who has all says so too");
+        assert_eq!(keys[1..3], [Key::stem([id(0), id(1)]), stem], "who has all says so too");
     }
 
     #[test]
-    fn models_that_share_a_block_share_its_key() {
-        let one = Announced::new(manifest([0, 1, 2, 3])).groups;
-        let two = Announced::new(manifest([4, 5, 0, 1])).groups;
+    fn models_that_share_a_layer_share_its_key() {
+        let one = Announced::new(manifest([0, 1, 2, 3])).stems;
+        let two = Announced::new(manifest([4, 5, 0, 1])).stems;
         assert_eq!(one[0].key, two[1].key);
         assert_ne!(one[1].key, two[0].key);
-        assert_eq!(Key::group([id(1), id(0), id(1)]), Key::group([id(0), id(1)]), "in whatever order");
+        assert_eq!(Key::stem([id(1), id(0), id(1)]), Key::stem([id(0), id(1)]), "in whatever order");
     }
 
     proptest! {
@@ -157,7 +151,7 @@ mod tests {
         fn changes_add_up(
             states in prop::collection::vec((any::<[bool; 4]>(), any::<bool>()), 1..20),
         ) {
-            // A chunk in two groups, too.
+            // A chunk in two stems, too.
             let manifest = manifest([0, 1, 1, 2]);
             let mut announced = Announced::new(Arc::clone(&manifest));
             let mut said = Vec::new();

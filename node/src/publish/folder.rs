@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use surf_chunker::{CutError, Options, Sink};
+use surf_chunker::{CutError, Families, Options, Sink};
 use surf_protocol::{Chunk, ChunkId, Manifest, ModelId};
 use tokio::{runtime, task::spawn_blocking};
 
@@ -82,11 +82,10 @@ pub async fn folder(
         done: AtomicU64::new(0),
         kept: Mutex::default(),
     };
-    let (manifest, places, copied) =
+    let Cut { manifest, places, copied, fault } =
         spawn_blocking(move || cutting.cut(&path, &options)).await.map_err(|_| PublishError::Stopped)??;
-    let manifest = Arc::new(manifest);
     name_is_free(store, request, manifest.id())?;
-    store.put_manifest(&manifest).await?;
+    store.share_manifest(Arc::clone(&manifest)).await?;
     let (new_chunks, new_bytes) = if request.copy {
         copied
     } else {
@@ -101,12 +100,12 @@ pub async fn folder(
         name: request.name.clone(),
         files: manifest.files().len(),
         tensors: manifest.tensors().len(),
-        groups: manifest.groups().len(),
+        groups: surf_chunker::groups(&manifest, &Families::default()).len(),
         chunks: manifest.chunks().len(),
         new_chunks,
         bytes: manifest.files().iter().map(|file| file.size).sum(),
         new_bytes,
-        notices: notices(&manifest, &request.path),
+        notices: notices(&manifest, &request.path).into_iter().chain(fault).collect(),
         quantized: None,
     };
     Ok((manifest, published))
@@ -145,21 +144,32 @@ struct Cutting<P> {
     kept: Mutex<(HashSet<ChunkId>, u64)>,
 }
 
-type Cut = (Manifest, Vec<(u32, PathBuf)>, (usize, u64));
+/// What came of it.
+struct Cut {
+    manifest: Arc<Manifest>,
+    /// Where each file is.
+    places: Vec<(u32, PathBuf)>,
+    /// Chunks that were copied and new, and their bytes.
+    copied: (usize, u64),
+    /// Why the model cannot be run.
+    fault: Option<String>,
+}
 
 impl<P: Fn(Amount) + Send + Sync> Cutting<P> {
     fn cut(self, path: &Path, options: &Options) -> Result<Cut, PublishError> {
         let listed = surf_chunker::list(path, options)?;
         let total = listed.iter().map(|file| file.size).sum();
         let sink = Counted { cutting: &self, total };
-        let manifest = surf_chunker::cut(path, options, &sink)?;
+        let checkpoint = surf_chunker::open(path, options, &sink)?;
+        let manifest = Arc::clone(checkpoint.manifest());
         let real: BTreeMap<&str, &PathBuf> =
             listed.iter().map(|file| (file.path.as_str(), &file.real)).collect();
         let files = manifest.files().iter().zip(0..);
         let places = files.filter_map(|(file, at)| Some((at, (*real.get(file.path.as_str())?).clone())));
         let places = places.collect();
         let (chunks, bytes) = self.kept.into_inner().expect("no panics while held");
-        Ok((manifest, places, (chunks.len(), bytes)))
+        let fault = checkpoint.fault().map(str::to_owned);
+        Ok(Cut { manifest, places, copied: (chunks.len(), bytes), fault })
     }
 }
 

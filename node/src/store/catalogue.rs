@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use surf_protocol::{ChunkId, Manifest, ModelId, id::MODEL_ID_PREFIX};
+use surf_protocol::{ChunkId, FileEntry, Manifest, ModelId, id::MODEL_ID_PREFIX, manifest::ChunkEntry};
 
 use super::{
     ResolveError,
@@ -21,6 +21,10 @@ const ALIAS_SIZE_MAX: usize = 255;
 #[derive(Debug, Default)]
 pub(super) struct Catalogue {
     pub(super) manifests: HashMap<ModelId, Arc<Manifest>>,
+    /// The files of models whose manifest an earlier version wrote.
+    pub(super) older: HashMap<ModelId, Vec<FileEntry>>,
+    /// Such models that were cut again since the store was opened, and what they are now.
+    pub(super) renamed: Vec<(ModelId, ModelId)>,
     /// May hold notes about models whose manifest is not here, or not yet.
     pub(super) notes: HashMap<ModelId, Note>,
     pub(super) aliases: Aliases,
@@ -68,14 +72,17 @@ impl Catalogue {
 
     /// Every chunk that a manifest here names.
     pub(super) fn named_chunks(&self) -> HashSet<ChunkId> {
+        self.chunks().map(|chunk| chunk.id).collect()
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = &ChunkEntry> {
         let chunks = self.manifests.values().flat_map(|manifest| manifest.chunks());
-        chunks.map(|chunk| chunk.id).collect()
+        chunks.chain(self.older.values().flatten().flat_map(|file| &file.chunks))
     }
 
     /// The size of every chunk that a manifest here names.
     pub(super) fn chunk_sizes(&self) -> HashMap<ChunkId, u32> {
-        let chunks = self.manifests.values().flat_map(|manifest| manifest.chunks());
-        chunks.map(|chunk| (chunk.id, chunk.size)).collect()
+        self.chunks().map(|chunk| (chunk.id, chunk.size)).collect()
     }
 }
 
@@ -95,7 +102,7 @@ fn looks_like_digits(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use surf_protocol::manifest::{FORMAT, FileEntry, Parts};
+    use surf_protocol::manifest::{FORMAT, Parts};
 
     use super::*;
 

@@ -1,6 +1,7 @@
 //! Chunks in and out, on the thread that calls. The store runs this on the blocking pool.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io,
     path::Path,
@@ -12,7 +13,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use surf_protocol::{Chunk, ChunkId, Manifest};
+use surf_chunker::Families;
+use surf_protocol::{Chunk, ChunkId, Manifest, ModelId};
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
@@ -59,6 +61,8 @@ pub(super) struct Disk {
     /// Held across reading, changing and writing what is in the catalogue, so that the files agree
     /// with it: its lock is taken before the two above.
     pub(super) notebook: Mutex<()>,
+    /// How many groups each model has, by the names of its tensors, of those that were asked about.
+    groups: Mutex<HashMap<ModelId, usize>>,
     /// Files to be synced, behind the back of whoever wrote them.
     unsynced: mpsc::SyncSender<File>,
     /// Bytes that were hashed to find out whether they are what they should be.
@@ -86,7 +90,7 @@ impl Disk {
         let lock = open::lock(&layout)?;
         let (index, records) = Index::open(&layout.index())?;
         let mut holdings = Holdings::new(config.quota);
-        let catalogue = open::catalogue(&layout)?;
+        let catalogue = open::catalogue(&layout, &index)?;
         let hashed = open::chunks(&layout, &index, records, &catalogue, &mut holdings)?;
         open::apply_notes(&catalogue, &mut holdings);
         let too_many = holdings.shrink();
@@ -98,6 +102,7 @@ impl Disk {
             settled: Condvar::new(),
             catalogue: Mutex::new(catalogue),
             notebook: Mutex::new(()),
+            groups: Mutex::default(),
             unsynced,
             hashed: AtomicU64::new(hashed),
             changes: watch::Sender::new(0),
@@ -108,6 +113,16 @@ impl Disk {
             None => tracing::warn!(quota = config.quota, "pinned chunks take more than the cache may"),
         }
         Ok(disk)
+    }
+
+    /// How many groups `manifest` has, by the names of its tensors.
+    pub(super) fn groups_of(&self, manifest: &Arc<Manifest>) -> usize {
+        if let Some(&known) = self.groups.lock().expect("no panics while held").get(&manifest.id()) {
+            return known;
+        }
+        let count = surf_chunker::groups(manifest, &Families::default()).len();
+        self.groups.lock().expect("no panics while held").insert(manifest.id(), count);
+        count
     }
 
     /// Writes a chunk file, after making room for it. True if the chunk was nowhere before.

@@ -13,7 +13,7 @@ use std::{
     path::Path,
 };
 
-use surf_protocol::ChunkId;
+use surf_protocol::{ChunkId, ModelId, manifest::CHECK};
 
 use super::{error::StoreError, record::Record};
 
@@ -22,6 +22,7 @@ const CACHE_BYTES: u64 = 8 << 20;
 /// How old an entry may get before it is on disk.
 const FLUSH_EVERY_MS: u64 = 500;
 const TREE: &str = "chunks";
+const CHECKED: &str = "checked manifests";
 /// What the folder of an index that is being thrown away starts with.
 const DAMAGED: &str = "index.damaged-";
 
@@ -29,6 +30,8 @@ const DAMAGED: &str = "index.damaged-";
 #[derive(Debug)]
 pub(super) struct Index {
     chunks: sled::Tree,
+    /// Manifests that were checked, and by which version of the check.
+    checked: sled::Tree,
     /// Held so that it is closed last.
     _db: sled::Db,
 }
@@ -79,6 +82,19 @@ impl Index {
         self.apply(batch);
     }
 
+    /// Whether the manifest of `model` was checked by this version of the check.
+    pub(super) fn is_checked(&self, model: ModelId) -> bool {
+        let found = self.checked.get(model.as_bytes()).ok().flatten();
+        found.is_some_and(|version| *version == CHECK.to_le_bytes())
+    }
+
+    /// Remembers that it was.
+    pub(super) fn set_checked(&self, model: ModelId) {
+        if let Err(error) = self.checked.insert(model.as_bytes(), &CHECK.to_le_bytes()) {
+            tracing::warn!(%error, "the index could not be written; a manifest will be checked again");
+        }
+    }
+
     fn apply(&self, batch: sled::Batch) {
         if let Err(error) = self.chunks.apply_batch(batch) {
             tracing::warn!(%error, "the index could not be written; it will be rebuilt from the files");
@@ -101,6 +117,7 @@ fn open_and_read(dir: &Path) -> Result<(Index, Records), Failure> {
         sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(Some(FLUSH_EVERY_MS));
     let db = config.open().map_err(Failure::from)?;
     let chunks = db.open_tree(TREE).map_err(Failure::from)?;
+    let checked = db.open_tree(CHECKED).map_err(Failure::from)?;
     let mut records = Records::new();
     for entry in &chunks {
         let (key, value) = entry.map_err(Failure::from)?;
@@ -110,7 +127,7 @@ fn open_and_read(dir: &Path) -> Result<(Index, Records), Failure> {
         };
         records.insert(id, record);
     }
-    Ok((Index { chunks, _db: db }, records))
+    Ok((Index { chunks, checked, _db: db }, records))
 }
 
 /// sled lets go of its lock from a thread of its own, some time after the last handle is dropped.

@@ -20,7 +20,7 @@
 //!
 //! Reading order: `disk` (chunks in and out), `holdings` (what is held, and the quota), [`evict`] and
 //! `space` (when room is made, and what goes), `upkeep` (models, pins, clearing up), `open`; then the
-//! formats: `files`, `record`, `notes`.
+//! formats: `files`, `record`, `notes`; `older` is what becomes of what an earlier version kept.
 
 mod catalogue;
 mod disk;
@@ -30,6 +30,7 @@ mod files;
 mod holdings;
 mod index;
 mod notes;
+mod older;
 mod open;
 mod record;
 mod space;
@@ -153,9 +154,10 @@ pub struct Lease {
 
 impl Store {
     /// Opens the store in its folder, making it if it is not there. Blocks: chunk files that neither the
-    /// index nor a manifest knows are hashed.
+    /// index nor a manifest knows are hashed, and models that an earlier version kept are read and cut again.
     pub fn open(config: &config::Store) -> Result<Self, StoreError> {
         let disk = Arc::new(Disk::open(config)?);
+        older::cut_again(&disk);
         Ok(Self { disk, working: Arc::new(Semaphore::new(DISK_WORK_MAX)) })
     }
 
@@ -192,13 +194,23 @@ impl Store {
         if self.manifest_of(manifest.id()).is_some() {
             return Ok(());
         }
-        let manifest = manifest.clone();
+        self.share_manifest(Arc::new(manifest.clone())).await
+    }
+
+    /// The same, without a copy of it.
+    pub async fn share_manifest(&self, manifest: Arc<Manifest>) -> Result<(), StoreError> {
         self.blocking(move |disk| disk.put_manifest(manifest)).await?
     }
 
     /// The manifest of `model`, if it is here. From memory.
     pub fn manifest_of(&self, model: ModelId) -> Option<Arc<Manifest>> {
         self.disk.catalogue().manifests.get(&model).cloned()
+    }
+
+    /// Models that have another id since the store was opened, because an earlier version cut them: the old id and
+    /// the new one. From memory.
+    pub fn renamed(&self) -> Vec<(ModelId, ModelId)> {
+        self.disk.catalogue().renamed.clone()
     }
 
     /// Every manifest that is here. From memory.
@@ -288,7 +300,7 @@ impl Store {
     }
 
     /// `models_with`: how many models have each chunk.
-    fn summary(&self, manifest: &Manifest, models_with: &HashMap<ChunkId, usize>) -> ModelSummary {
+    fn summary(&self, manifest: &Arc<Manifest>, models_with: &HashMap<ChunkId, usize>) -> ModelSummary {
         let id = manifest.id();
         let (aliases, pinned) = {
             let catalogue = self.disk.catalogue();
@@ -304,7 +316,7 @@ impl Store {
             aliases,
             files: manifest.files().len(),
             tensors: manifest.tensors().len(),
-            groups: manifest.groups().len(),
+            groups: self.disk.groups_of(manifest),
             chunks: manifest.chunks().len(),
             bytes: manifest.size(),
             held_chunks,

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use surf_protocol::{
     ChunkId, Manifest, ModelId,
     limits::{CHUNK_SIZE_MAX, MANIFEST_SIZE_MAX},
-    manifest::ChunkEntry,
+    manifest::{ChunkEntry, files_of_format_3},
 };
 
 use super::{
@@ -28,6 +28,7 @@ use super::{
     holdings::{Holdings, UserFile},
     index::{Index, Records},
     notes::{Note, decode_aliases},
+    older::distinct,
     record::Record,
 };
 
@@ -102,14 +103,14 @@ pub(super) fn chunks(
 
 /// Reads manifests, notes and names. What cannot be read is logged, and does not keep the rest from
 /// being used.
-pub(super) fn catalogue(layout: &Layout) -> Result<Catalogue, StoreError> {
+pub(super) fn catalogue(layout: &Layout, index: &Index) -> Result<Catalogue, StoreError> {
     let mut catalogue = Catalogue::default();
     for (path, name, _) in scan(&layout.manifests())? {
-        match read_bounded(&path, MANIFEST_SIZE_MAX as u64).map(|bytes| Manifest::decode(&bytes)) {
-            Ok(Ok(manifest)) if name.as_deref() == Some(&manifest.id().to_hex()) => {
-                catalogue.manifests.insert(manifest.id(), Arc::new(manifest));
-            }
-            Ok(_) => remove(&path, "it is not the manifest that its name says"),
+        match read_bounded(&path, MANIFEST_SIZE_MAX as u64) {
+            Ok(bytes) => match name.as_deref().filter(|name| ModelId::of(&bytes).to_hex() == *name) {
+                Some(_) => manifest(&path, &bytes, index, &mut catalogue),
+                None => remove(&path, "it is not the manifest that its name says"),
+            },
             Err(error) => tracing::warn!(path = %path.display(), %error, "cannot read a manifest"),
         }
     }
@@ -134,12 +135,32 @@ pub(super) fn catalogue(layout: &Layout) -> Result<Catalogue, StoreError> {
     Ok(catalogue)
 }
 
+/// Adds the manifest in `bytes`, which are those of its name. One that was checked before is not checked again.
+fn manifest(path: &Path, bytes: &[u8], index: &Index, catalogue: &mut Catalogue) {
+    let id = ModelId::of(bytes);
+    let checked = index.is_checked(id);
+    let read = if checked { Manifest::decode_again(id, bytes) } else { Manifest::decode(bytes) };
+    match (read, files_of_format_3(bytes)) {
+        (Ok(manifest), _) => {
+            if !checked {
+                index.set_checked(id);
+            }
+            catalogue.manifests.insert(id, Arc::new(manifest));
+        }
+        (Err(_), Some(files)) => _ = catalogue.older.insert(id, files),
+        (Err(_), None) => remove(path, "it is no manifest"),
+    }
+}
+
 /// Books pins, and the users' files that are still what they were when they were cut.
 pub(super) fn apply_notes(catalogue: &Catalogue, holdings: &mut Holdings) {
     for (&model, note) in &catalogue.notes {
-        let Some(manifest) = catalogue.manifests.get(&model) else { continue };
+        let manifest = catalogue.manifests.get(&model);
+        let older = catalogue.older.get(&model).map(Vec::as_slice);
+        let Some(entries) = manifest.map(|manifest| manifest.files()).or(older) else { continue };
         if note.pinned {
-            holdings.pin(manifest.chunks().iter().map(|chunk| chunk.id));
+            let ids: Vec<_> = entries.iter().flat_map(|file| &file.chunks).map(|chunk| chunk.id).collect();
+            holdings.pin(distinct(&ids).into_iter());
         }
         let mut files = Vec::new();
         for at in &note.files {
@@ -148,9 +169,10 @@ pub(super) fn apply_notes(catalogue: &Catalogue, holdings: &mut Holdings) {
                 continue;
             }
             let file = UserFile::new(model, at.file, at.path.clone(), at.stamp);
-            let mut entries = file_chunks(manifest, at.file);
-            entries.retain(|(offset, _)| !at.bad.contains(offset));
-            files.push((Arc::new(file), entries));
+            let chunks = entries.get(at.file as usize).map_or(&[][..], |file| &file.chunks);
+            let mut chunks = chunks_at(chunks);
+            chunks.retain(|(offset, _)| !at.bad.contains(offset));
+            files.push((Arc::new(file), chunks));
         }
         holdings.set_ranges(&files);
     }
@@ -158,8 +180,12 @@ pub(super) fn apply_notes(catalogue: &Catalogue, holdings: &mut Holdings) {
 
 /// The chunks of a file of a manifest, with their offsets. None if there is no such file.
 pub(super) fn file_chunks(manifest: &Manifest, file: u32) -> Vec<(u64, ChunkEntry)> {
-    let entries = manifest.files().get(file as usize).into_iter().flat_map(|file| &file.chunks);
-    let with_offsets = entries.scan(0, |end, &entry| {
+    chunks_at(manifest.files().get(file as usize).map_or(&[], |file| &file.chunks))
+}
+
+/// The chunks of a file, with their offsets.
+pub(super) fn chunks_at(chunks: &[ChunkEntry]) -> Vec<(u64, ChunkEntry)> {
+    let with_offsets = chunks.iter().scan(0, |end, &entry| {
         let start = *end;
         *end += u64::from(entry.size);
         Some((start, entry))
@@ -198,7 +224,7 @@ fn read_bounded(path: &Path, size_max: u64) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-fn remove(path: &Path, why: &str) {
+pub(super) fn remove(path: &Path, why: &str) {
     tracing::warn!(path = %path.display(), "removing a file: {why}");
     if let Err(error) = fs::remove_file(path) {
         tracing::warn!(path = %path.display(), %error, "cannot remove it");

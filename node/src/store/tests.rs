@@ -17,6 +17,7 @@ use crate::source::conformance;
 mod cost;
 mod crash;
 mod full;
+mod older;
 mod references;
 mod room;
 

@@ -30,15 +30,15 @@ type Writing<'a> = MutexGuard<'a, ()>;
 
 impl Disk {
     /// Keeps a manifest.
-    pub(super) fn put_manifest(&self, manifest: Manifest) -> Result<(), StoreError> {
+    pub(super) fn put_manifest(&self, manifest: Arc<Manifest>) -> Result<(), StoreError> {
         let _writing = self.writing();
         let id = manifest.id();
         if self.catalogue().manifests.contains_key(&id) {
             return Ok(());
         }
         self.write(&self.layout.manifest(id), &manifest.encode(), Layout::write_synced)?;
+        self.index.set_checked(id);
         let pinned = self.catalogue().is_pinned(id);
-        let manifest = Arc::new(manifest);
         self.catalogue().manifests.insert(id, Arc::clone(&manifest));
         if pinned {
             self.holdings().pin(manifest.chunks().iter().map(|chunk| chunk.id));
@@ -120,7 +120,11 @@ impl Disk {
     /// Removes a model, and the chunk files that no other model names and nobody uses.
     pub(super) fn remove(&self, model: ModelId) -> Result<Freed, StoreError> {
         let writing = self.writing();
-        let manifest = self.manifest(model)?;
+        let older = self.catalogue().older.get(&model).cloned();
+        let chunks: HashSet<ChunkId> = match older {
+            Some(files) => files.iter().flat_map(|file| &file.chunks).map(|chunk| chunk.id).collect(),
+            None => self.manifest(model)?.chunks().iter().map(|chunk| chunk.id).collect(),
+        };
         remove_file(&self.layout.manifest(model))?;
         remove_file(&self.layout.note(model))?;
         let mut aliases = self.catalogue().aliases.clone();
@@ -130,14 +134,15 @@ impl Disk {
             let mut catalogue = self.catalogue();
             catalogue.aliases = aliases;
             catalogue.manifests.remove(&model);
+            catalogue.older.remove(&model);
             let note = catalogue.notes.remove(&model);
             (note.is_some_and(|note| note.pinned), catalogue.named_chunks())
         };
-        let doomed = |id: &ChunkId| manifest.position(*id).is_some() && !needed.contains(id);
+        let doomed = |id: &ChunkId| chunks.contains(id) && !needed.contains(id);
         let (gone, bytes) = {
             let mut holdings = self.holdings();
             if pinned {
-                holdings.unpin(manifest.chunks().iter().map(|chunk| chunk.id));
+                holdings.unpin(chunks.iter().copied());
             }
             holdings.forget_ranges(|file, _| file.model == model);
             holdings.take_own_where(doomed)
@@ -207,7 +212,11 @@ impl Disk {
     fn gc_notes(&self, _writing: &Writing<'_>) -> Result<(), StoreError> {
         let notes = self.catalogue().notes.clone();
         for (model, mut note) in notes {
-            if !self.catalogue().manifests.contains_key(&model) {
+            let known = {
+                let catalogue = self.catalogue();
+                catalogue.manifests.contains_key(&model) || catalogue.older.contains_key(&model)
+            };
+            if !known {
                 remove_file(&self.layout.note(model))?;
                 self.catalogue().notes.remove(&model);
                 continue;

@@ -1,7 +1,7 @@
 //! What this node tells the DHT that it has: which keys, in what order, when again.
 //!
 //! Pure: time is an argument. From coarse to fine over all models: every model's own key first, then
-//! groups, then chunks, as far as a budget goes; again before the records expire; and gone from here as
+//! stems, then chunks, as far as a budget goes; again before the records expire; and gone from here as
 //! soon as nobody wants it said.
 //!
 //! The budget is in messages, because keys cost more of them the larger the swarm is. Announcing a key is a
@@ -16,8 +16,8 @@
 //! - Models: each again every 25 minutes of a life of 60 costs 64 / 1500 s = 0.043 messages a second. Nine take half of
 //!   what is planned for. More go out less often, up to every 50 minutes, so that 18 take half. Still more take from the other
 //!   half, and 46 the whole rate; keys of models go out all the same.
-//! - Groups, then chunks: each again every 9 hours of a life of 24 costs 64 / 32,400 s = 0.002 messages a second.
-//!   With one model 383 fit, with five 297: all groups of five models of 50 layers, and 47 chunks.
+//! - Stems, then chunks: each again every 9 hours of a life of 24 costs 64 / 32,400 s = 0.002 messages a second.
+//!   With one model 383 fit, with five 297: all stems of five models of 50 layers, and 47 chunks.
 //!
 //! How many chunks a node holds makes no difference. The fifth that is not planned for is for what changes. A burst
 //! of 4,000 messages, after a start or a quiet time, lets some 60 new keys out at once.
@@ -253,7 +253,7 @@ impl Announcements {
 fn rank(key: &Key) -> u8 {
     match key {
         Key::Model(_) => 0,
-        Key::Group(_) => 1,
+        Key::Stem(_) => 1,
         Key::Chunk(_) => 2,
     }
 }
@@ -314,11 +314,11 @@ mod tests {
         ModelId::of(&[n])
     }
 
-    /// The keys of a model: itself, two groups and `chunks` chunks.
+    /// The keys of a model: itself, two stems and `chunks` chunks.
     fn keys(n: u8, chunks: u16) -> Vec<Key> {
         let chunks = (0..chunks).map(|at| Key::Chunk(ChunkId::of(&[n, at as u8, (at >> 8) as u8])));
-        let groups = [Key::Group([n; 32]), Key::Group([n + 100; 32])];
-        [Key::Model(model(n))].into_iter().chain(groups).chain(chunks).collect()
+        let stems = [Key::Stem([n; 32]), Key::Stem([n + 100; 32])];
+        [Key::Model(model(n))].into_iter().chain(stems).chain(chunks).collect()
     }
 
     /// Does everything that is to be done up to `end`, and says what and when.
@@ -436,12 +436,12 @@ mod tests {
         for n in 0..5 {
             let chunks =
                 (0..7_000u32).map(|at| Key::Chunk(ChunkId::of(&[&[n][..], &at.to_le_bytes()].concat())));
-            let groups = (0..50).map(|at| {
+            let stems = (0..50).map(|at| {
                 let mut hash = [at; 32];
                 hash[0] = n + 100;
-                Key::Group(hash)
+                Key::Stem(hash)
             });
-            let keys = [Key::Model(model(n))].into_iter().chain(groups).chain(chunks).collect();
+            let keys = [Key::Model(model(n))].into_iter().chain(stems).chain(chunks).collect();
             announcements.set(model(n), keys, begin);
         }
         let (day, mut now) = (Duration::from_secs(86_400), begin);
@@ -463,7 +463,7 @@ mod tests {
             now = announcements.wake(now).unwrap().max(now + Duration::from_millis(10));
         }
         assert_eq!(said.len(), 5 + 297);
-        assert_eq!(said.keys().filter(|key| rank(key) == 1).count(), 250, "all groups");
+        assert_eq!(said.keys().filter(|key| rank(key) == 1).count(), 250, "all stems");
         for hours in [6, 24] {
             let window = Duration::from_secs(hours * 3600);
             let mut from = begin + day;

@@ -437,7 +437,7 @@ impl Task {
 fn record_key(key: &Key) -> RecordKey {
     let kind = match key {
         Key::Model(_) => records::MODEL,
-        Key::Group(_) => records::GROUP,
+        Key::Stem(_) => records::GROUP,
         Key::Chunk(_) => records::CHUNK,
     };
     RecordKey::from([&[kind], &key.as_bytes()[..]].concat())

@@ -17,7 +17,8 @@ use futures::{
     StreamExt as _, TryStreamExt as _,
     stream::{self, FuturesUnordered},
 };
-use surf_protocol::{ChunkId, Manifest, TensorEntry};
+use surf_chunker::{Checkpoint, Parameter};
+use surf_protocol::ChunkId;
 use tokio::{
     runtime,
     sync::{Semaphore, watch},
@@ -56,7 +57,7 @@ impl Wish {
 /// What the engine's thread and the tasks have in common.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) manifest: Arc<Manifest>,
+    pub(super) manifest: Arc<Checkpoint>,
     pub(super) layout: Layout,
     pub(super) plan: Arc<Plan>,
     pub(super) chunks: Arc<Chunks>,
@@ -85,7 +86,7 @@ pub(super) async fn drive(shared: Arc<Shared>) {
 impl Shared {
     /// Holds nothing yet. At most about `ahead` bytes are asked for at once beyond the ring.
     pub(super) fn new(
-        manifest: Arc<Manifest>,
+        manifest: Arc<Checkpoint>,
         chunks: Arc<Chunks>,
         memory: u64,
         ahead: u64,
@@ -197,7 +198,7 @@ impl Shared {
             let range = piece.range.start as usize..piece.range.end as usize;
             chunks[&piece.chunk.id].slice(range)
         };
-        let pieces = |tensor: &TensorEntry| self.manifest.tensor_pieces(tensor).map(piece).collect();
+        let pieces = |tensor: &Parameter| self.manifest.tensor_pieces(tensor).map(piece).collect();
         let scattered: Vec<Scattered> = entries.map(|entry| (entry.clone(), pieces(entry))).collect();
         drop(chunks);
         let work = async |work: fn(Vec<Scattered>) -> super::Tensors| {

@@ -10,7 +10,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use surf_protocol::{Chunk, Manifest, manifest::ChunkEntry};
+use surf_chunker::Checkpoint;
+use surf_protocol::{Chunk, manifest::ChunkEntry};
 use tokio::sync::Notify;
 
 use crate::source::{ModelSource, SourceError, Urgency};
@@ -21,7 +22,7 @@ const MAPPED_MAX: usize = 16_384;
 /// The chunks of a model.
 #[derive(Debug)]
 pub(super) struct Chunks {
-    manifest: Arc<Manifest>,
+    manifest: Arc<Checkpoint>,
     source: Arc<dyn ModelSource>,
     book: Mutex<Book>,
     /// Told whenever a chunk has come, failed, or is no longer wanted.
@@ -56,7 +57,7 @@ pub(super) struct Asked {
 
 impl Chunks {
     /// The chunks of `manifest`, from `source`.
-    pub(super) fn new(manifest: Arc<Manifest>, source: Arc<dyn ModelSource>) -> Self {
+    pub(super) fn new(manifest: Arc<Checkpoint>, source: Arc<dyn ModelSource>) -> Self {
         let states = vec![State::default(); manifest.chunks().len()];
         let book = Book { states, in_flight: 0, mapped: HashMap::new() };
         Self { manifest, source, book: Mutex::new(book), changed: Notify::new() }

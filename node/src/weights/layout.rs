@@ -6,7 +6,8 @@ use std::{
     ops::Range,
 };
 
-use surf_protocol::{Dtype, Group, GroupEntry, Manifest, Stack, TensorEntry, manifest::ChunkEntry};
+use surf_chunker::{Checkpoint, Group, GroupEntry, Parameter, Stack};
+use surf_protocol::{Dtype, manifest::ChunkEntry};
 
 use super::plan::{self, Load};
 
@@ -30,12 +31,12 @@ struct Cut {
     /// Which rows each run has.
     rows: Vec<Range<usize>>,
     /// Each run as a tensor.
-    entries: Vec<TensorEntry>,
+    entries: Vec<Parameter>,
 }
 
 impl Layout {
     /// The layout of `manifest`, to be held in `memory` bytes.
-    pub(super) fn of(manifest: &Manifest, memory: u64) -> Self {
+    pub(super) fn of(manifest: &Checkpoint, memory: u64) -> Self {
         let groups = manifest.groups();
         let mut group_of_tensor = vec![0; manifest.tensors().len()];
         for (at, entry) in groups.iter().enumerate() {
@@ -66,14 +67,14 @@ impl Layout {
     }
 
     /// The number of the run that these `rows` of `tensor` are.
-    pub(super) fn run(&self, manifest: &Manifest, tensor: &str, rows: &Range<usize>) -> Option<usize> {
+    pub(super) fn run(&self, manifest: &Checkpoint, tensor: &str, rows: &Range<usize>) -> Option<usize> {
         let cut = self.cut.as_ref().filter(|cut| manifest.tensors()[cut.tensor].name == tensor)?;
         let run = cut.rows.binary_search_by_key(&rows.start, |run| run.start).ok()?;
         (cut.rows[run] == *rows).then_some(self.index.len() + run)
     }
 
     /// What group or run `at` is called.
-    pub(super) fn name(&self, manifest: &Manifest, at: usize) -> String {
+    pub(super) fn name(&self, manifest: &Checkpoint, at: usize) -> String {
         match (manifest.groups().get(at), &self.cut) {
             (Some(entry), _) => entry.group.to_string(),
             (None, Some(cut)) => {
@@ -85,7 +86,7 @@ impl Layout {
     }
 
     /// Whether `at` is a routed expert.
-    pub(super) fn is_expert(&self, manifest: &Manifest, at: usize) -> bool {
+    pub(super) fn is_expert(&self, manifest: &Checkpoint, at: usize) -> bool {
         manifest.groups().get(at).is_some_and(|entry| matches!(entry.group, Group::Expert { .. }))
     }
 
@@ -102,9 +103,9 @@ impl Layout {
     /// What is loaded as group or run `at`. A run is a tensor of its table's name with fewer rows.
     pub(super) fn entries<'a>(
         &'a self,
-        manifest: &'a Manifest,
+        manifest: &'a Checkpoint,
         at: usize,
-    ) -> impl Iterator<Item = &'a TensorEntry> {
+    ) -> impl Iterator<Item = &'a Parameter> {
         let group = manifest.groups().get(at).into_iter().flat_map(|entry| &entry.tensors);
         let group = group.map(|&tensor| tensor as usize).filter(|&tensor| !self.is_cut(tensor));
         let run = at.checked_sub(self.index.len()).zip(self.cut.as_ref());
@@ -112,7 +113,7 @@ impl Layout {
     }
 
     /// The tables of group `at` that come in runs, and these.
-    pub(super) fn left_out(&self, manifest: &Manifest, at: usize) -> HashMap<String, Vec<Range<usize>>> {
+    pub(super) fn left_out(&self, manifest: &Checkpoint, at: usize) -> HashMap<String, Vec<Range<usize>>> {
         let cut = self.cut.iter().filter(|cut| self.group_of_tensor(cut.tensor) == at);
         cut.map(|cut| (manifest.tensors()[cut.tensor].name.clone(), cut.rows.clone())).collect()
     }
@@ -130,7 +131,7 @@ impl Layout {
     /// of an unknown part of the model are visited by nobody. Runs of a table follow its group.
     ///
     /// An encoder before a decoder is visited once for each prompt, and the decoder for each token.
-    pub(super) fn load(&self, manifest: &Manifest) -> Load {
+    pub(super) fn load(&self, manifest: &Checkpoint) -> Load {
         let table = self.index(&Group::Embed);
         let each_pass =
             |group: &Group| !matches!(group, Group::Embed | Group::Expert { .. } | Group::Named(_));
@@ -139,7 +140,7 @@ impl Layout {
             groups.filter(|(_, entry)| each_pass(&entry.group)).map(|(at, _)| at).collect();
         let of_encoder = |group: &&usize| {
             let group = &manifest.groups()[**group].group;
-            matches!(group, Group::Block(Stack::Encoder, _) | Group::Norm(Stack::Encoder))
+            matches!(group, Group::Layer(Stack::Encoder, _) | Group::Norm(Stack::Encoder))
         };
         let once = cycle.iter().take_while(of_encoder).count();
         if is_tied(manifest) {
@@ -161,13 +162,13 @@ impl Layout {
     }
 
     /// Bytes that group or run `at` takes: those of its tensors, or those of its chunks, if they hold more.
-    fn size(&self, manifest: &Manifest, at: usize) -> u64 {
+    fn size(&self, manifest: &Checkpoint, at: usize) -> u64 {
         let tensors: u64 = self.entries(manifest, at).map(|entry| entry.size).sum();
         let chunks: u64 = self.chunks[at].iter().map(|&at| u64::from(manifest.chunks()[at].size)).sum();
         tensors.max(chunks)
     }
 
-    fn all_chunks(&self, manifest: &Manifest) -> Vec<Vec<usize>> {
+    fn all_chunks(&self, manifest: &Checkpoint) -> Vec<Vec<usize>> {
         let position = |chunk: ChunkEntry| manifest.position(chunk.id).expect("a chunk of this manifest");
         let distinct = |at: usize| {
             let mut seen = HashSet::new();
@@ -181,7 +182,7 @@ impl Layout {
 impl Cut {
     /// The table at position `tensor` in runs of whole chunks and whole rows, of at most `bytes` where
     /// the smallest such run is not larger.
-    fn of(manifest: &Manifest, tensor: usize, bytes: u64) -> Option<Self> {
+    fn of(manifest: &Checkpoint, tensor: usize, bytes: u64) -> Option<Self> {
         let table = &manifest.tensors()[tensor];
         let count = table.shape.first().copied().filter(|&count| 0 < count)?;
         let row = table.size / count;
@@ -204,11 +205,11 @@ impl Cut {
         Some(cut)
     }
 
-    fn add(&mut self, table: &TensorEntry, rows: Range<u64>, row: u64) -> Option<()> {
+    fn add(&mut self, table: &Parameter, rows: Range<u64>, row: u64) -> Option<()> {
         let mut shape = table.shape.clone();
         *shape.first_mut()? = rows.end - rows.start;
         let (offset, size) = (table.offset + rows.start * row, (rows.end - rows.start) * row);
-        self.entries.push(TensorEntry { shape, offset, size, ..table.clone() });
+        self.entries.push(Parameter { shape, offset, size, ..table.clone() });
         self.rows.push(usize::try_from(rows.start).ok()?..usize::try_from(rows.end).ok()?);
         Some(())
     }
@@ -216,7 +217,7 @@ impl Cut {
 
 /// The position of the table that a pass ends with: the largest matrix of the head, or of the embedding where
 /// the head has none. Not where scales stand beside it, which are for tiles of the whole.
-fn last_table(manifest: &Manifest) -> Option<usize> {
+fn last_table(manifest: &Checkpoint) -> Option<usize> {
     let group = if is_tied(manifest) { Group::Embed } else { Group::Head };
     let largest =
         manifest.group(&group)?.filter(|entry| entry.shape.len() == 2).max_by_key(|entry| entry.size)?;
@@ -226,7 +227,7 @@ fn last_table(manifest: &Manifest) -> Option<usize> {
 }
 
 /// Whether the head has no matrix of its own.
-fn is_tied(manifest: &Manifest) -> bool {
-    let is_matrix = |tensor: &TensorEntry| 2 <= tensor.shape.len();
+fn is_tied(manifest: &Checkpoint) -> bool {
+    let is_matrix = |tensor: &Parameter| 2 <= tensor.shape.len();
     manifest.group(&Group::Head).is_some_and(|mut head| !head.any(is_matrix))
 }

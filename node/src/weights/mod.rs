@@ -17,7 +17,8 @@ mod tensors;
 use std::{collections::HashMap, fmt, ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use surf_protocol::{Dtype, Group, Manifest};
+use surf_chunker::{Checkpoint, Group};
+use surf_protocol::Dtype;
 
 use crate::source::SourceError;
 
@@ -29,12 +30,12 @@ pub use streamed::{GroupStats, Stats, Streamed};
 /// What returns bytes blocks until they are here; call it from a thread that may block.
 pub trait Weights: fmt::Debug + Send + Sync {
     /// The table of contents.
-    fn manifest(&self) -> &Manifest;
+    fn checkpoint(&self) -> &Checkpoint;
 
     /// The tensors of `group`.
     ///
     /// Asking for a group is also the hint that the ones after it come next, in the order of
-    /// [`Manifest::groups`], and that the previous streamed one has been used and may go. Routed experts
+    /// [`Checkpoint::groups`], and that the previous streamed one has been used and may go. Routed experts
     /// stand beside that order: they are [expected](Weights::expect), and fetched when they are.
     fn group(&self, group: &Group) -> Result<Arc<Tensors>, WeightsError>;
 

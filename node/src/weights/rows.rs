@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use surf_protocol::{Manifest, TensorEntry};
+use surf_chunker::{Checkpoint, Parameter};
 
 use super::{WeightsError, ahead::Shared, tensors};
 use crate::source::SourceError;
@@ -107,8 +107,8 @@ async fn read(shared: &Shared, table: usize, extent: &Extent) -> Result<Bytes, S
 
 /// What to fetch for `rows` of `table`: whole chunks, or as few bytes as travel anyway.
 fn extents(
-    manifest: &Manifest,
-    table: &TensorEntry,
+    manifest: &Checkpoint,
+    table: &Parameter,
     rows: impl Iterator<Item = u32>,
     whole: bool,
 ) -> Vec<Extent> {

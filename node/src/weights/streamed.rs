@@ -18,7 +18,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
-use surf_protocol::{Group, Manifest};
+use surf_chunker::{Checkpoint, Group};
 use tokio::{runtime, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -109,7 +109,7 @@ impl Streamed {
     /// The weights of `manifest` from `source`, in `memory` bytes. Begins to fetch at once, on
     /// `runtime`.
     pub fn new(
-        manifest: Arc<Manifest>,
+        manifest: Arc<Checkpoint>,
         source: Arc<dyn ModelSource>,
         memory: u64,
         runtime: runtime::Handle,
@@ -120,7 +120,7 @@ impl Streamed {
 
     fn reaching(
         ahead: u64,
-        manifest: Arc<Manifest>,
+        manifest: Arc<Checkpoint>,
         source: Arc<dyn ModelSource>,
         memory: u64,
         runtime: runtime::Handle,
@@ -214,7 +214,7 @@ impl Streamed {
 }
 
 impl Weights for Streamed {
-    fn manifest(&self) -> &Manifest {
+    fn checkpoint(&self) -> &Checkpoint {
         &self.shared.manifest
     }
 

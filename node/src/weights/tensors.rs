@@ -3,7 +3,7 @@
 use std::{collections::HashMap, hint::black_box};
 
 use bytes::{Bytes, BytesMut};
-use surf_protocol::TensorEntry;
+use surf_chunker::Parameter;
 
 use super::{RawTensor, Tensors};
 
@@ -11,7 +11,7 @@ use super::{RawTensor, Tensors};
 const PAGE: usize = 4096;
 
 /// A tensor, and the runs of bytes that make it up.
-pub(super) type Scattered = (TensorEntry, Vec<Bytes>);
+pub(super) type Scattered = (Parameter, Vec<Bytes>);
 
 /// The tensors of a group where they lie, read from disk if they are there. May block.
 pub(super) fn in_place(scattered: Vec<Scattered>) -> Tensors {
@@ -58,13 +58,13 @@ pub(super) fn gather(tensor: &RawTensor, rows: &[u32]) -> Bytes {
 }
 
 /// Bytes in one row of `tensor`, of its outermost dimension.
-pub(super) fn row_size(tensor: &TensorEntry) -> usize {
+pub(super) fn row_size(tensor: &Parameter) -> usize {
     let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
     (tensor.size / rows) as usize
 }
 
 /// `entry`'s shape, with other pieces.
-pub(super) fn raw(entry: &TensorEntry, pieces: Vec<Bytes>) -> RawTensor {
+pub(super) fn raw(entry: &Parameter, pieces: Vec<Bytes>) -> RawTensor {
     let shape = entry.shape.iter().map(|&n| n as usize).collect();
     RawTensor { dtype: entry.dtype, shape, pieces }
 }

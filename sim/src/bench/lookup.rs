@@ -179,7 +179,7 @@ fn steady(cost: u32) -> (f64, usize) {
     let mut announcements = Announcements::new(BOUNDS, begun);
     let (models, groups, chunks) = HELD;
     for n in 0..models {
-        let groups = (0..groups).map(|at| Key::group([ChunkId::of(&[n, at])]));
+        let groups = (0..groups).map(|at| Key::stem([ChunkId::of(&[n, at])]));
         let chunks =
             (0..chunks).map(|at| Key::Chunk(ChunkId::of(&[&[n, 0][..], &at.to_le_bytes()].concat())));
         let model = model(n.into());

@@ -74,7 +74,7 @@ impl Announcing {
         let all = Bitmap::from_fn(chunks, |_| true);
         let keys = Announced::new(model.manifest().clone()).update(&all, false).unwrap_or_default();
         let count = |wanted: fn(&Key) -> bool| keys.iter().filter(|key| wanted(key)).count();
-        let groups = count(|key| matches!(key, Key::Group(_)));
+        let groups = count(|key| matches!(key, Key::Stem(_)));
         Self { models, groups, chunks: count(|key| matches!(key, Key::Chunk(_))) }
     }
 
@@ -85,7 +85,7 @@ impl Announcing {
             *blake3::hash(&name).as_bytes()
         };
         let model = ModelId::of(&nth.to_le_bytes());
-        let groups = (0..self.groups).map(|at| Key::Group(hash(0, at)));
+        let groups = (0..self.groups).map(|at| Key::Stem(hash(0, at)));
         let chunks = (0..self.chunks).map(|at| Key::Chunk(ChunkId::of(&hash(1, at))));
         (model, [Key::Model(model)].into_iter().chain(groups).chain(chunks).collect())
     }

@@ -1,7 +1,7 @@
 //! BERT. What is trained on top of it (a pooler, a head for masked words or for classes) is left out:
 //! its result is the last hidden state.
 
-use surf_protocol::Manifest;
+use surf_chunker::Checkpoint;
 
 use super::{
     Architecture,
@@ -12,7 +12,7 @@ use crate::engine::{EngineError, fields::Fields};
 
 const NAMES: Names = names(&["bert.", ""]);
 
-pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn Architecture>, EngineError> {
+pub(super) fn read(fields: &Fields<'_>, manifest: &Checkpoint) -> Result<Box<dyn Architecture>, EngineError> {
     Encoder::boxed(sizes(fields)?, &NAMES, Positions::Places, manifest)
 }
 

@@ -2,7 +2,7 @@
 //! norm before it, some with another behind, added to what came in.
 
 use candle_core::Tensor;
-use surf_protocol::Group;
+use surf_chunker::Group;
 
 use super::Layer;
 use crate::engine::{

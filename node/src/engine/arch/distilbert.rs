@@ -1,6 +1,6 @@
 //! DistilBERT: BERT without token types, in words of its own.
 
-use surf_protocol::Manifest;
+use surf_chunker::Checkpoint;
 
 use super::{
     Architecture,
@@ -23,7 +23,7 @@ const NAMES: Names = Names {
     after_mlp: "output_layer_norm",
 };
 
-pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn Architecture>, EngineError> {
+pub(super) fn read(fields: &Fields<'_>, manifest: &Checkpoint) -> Result<Box<dyn Architecture>, EngineError> {
     let count = |field: &str, most: usize, default: usize| -> Result<usize, EngineError> {
         Ok(fields.count_if(field, 1..=most)?.unwrap_or(default))
     };

@@ -2,7 +2,7 @@
 //! followed by a norm. Its kin differ in names and in how positions are counted.
 
 use candle_core::Tensor;
-use surf_protocol::{Group, Manifest, Stack};
+use surf_chunker::{Checkpoint, Group, Stack};
 
 use super::{Architecture, Kind, Layer, Shape, Step, Tables, root};
 use crate::engine::{
@@ -76,7 +76,7 @@ impl Encoder {
         sizes: Sizes,
         names: &'static Names,
         positions: Positions,
-        manifest: &Manifest,
+        manifest: &Checkpoint,
     ) -> Result<Box<dyn Architecture>, EngineError> {
         let root = root(manifest, names.roots, "embeddings.word_embeddings.weight")?;
         Ok(Box::new(Self { sizes, names, root, positions }))
@@ -140,7 +140,7 @@ impl Architecture for Encoder {
     }
 
     fn steps(&self) -> Vec<Step> {
-        let block = |index| Step { group: Group::Block(Stack::Encoder, index as u32), head: false };
+        let block = |index| Step { group: Group::Layer(Stack::Encoder, index as u32), head: false };
         (0..self.sizes.blocks).map(block).collect()
     }
 
@@ -173,7 +173,7 @@ impl Architecture for Encoder {
 
     fn layer(&self, step: &Step, parts: &Parts<'_>) -> Result<Box<dyn Layer>, EngineError> {
         match &step.group {
-            Group::Block(Stack::Encoder, index) => Ok(Box::new(self.block(*index as usize, parts)?)),
+            Group::Layer(Stack::Encoder, index) => Ok(Box::new(self.block(*index as usize, parts)?)),
             other => Err(EngineError::NoGroup(other.clone())),
         }
     }

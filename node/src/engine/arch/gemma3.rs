@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use surf_protocol::Manifest;
+use surf_chunker::Checkpoint;
 
 use super::{
     Architecture,
@@ -22,7 +22,7 @@ use crate::engine::{
 const ROOTS: [&str; 3] = ["model.", "language_model.model.", "model.language_model."];
 
 /// `gemma3_text`.
-pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn Architecture>, EngineError> {
+pub(super) fn read(fields: &Fields<'_>, manifest: &Checkpoint) -> Result<Box<dyn Architecture>, EngineError> {
     let logit_cap = options::positive(fields, "final_logit_softcapping", None)?.map(|cap| cap as f32);
     text(fields, true, logit_cap, manifest)
 }
@@ -30,7 +30,7 @@ pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn A
 /// `gemma3`, whose text model is described in `text_config`.
 pub(super) fn read_beside_images(
     fields: &Fields<'_>,
-    manifest: &Manifest,
+    manifest: &Checkpoint,
 ) -> Result<Box<dyn Architecture>, EngineError> {
     let config = fields.object("text_config")?;
     let config = config.ok_or_else(|| fields.invalid("text_config", "is missing"))?;
@@ -41,7 +41,7 @@ fn text(
     fields: &Fields<'_>,
     tied: bool,
     logit_cap: Option<f32>,
-    manifest: &Manifest,
+    manifest: &Checkpoint,
 ) -> Result<Box<dyn Architecture>, EngineError> {
     let full =
         Spelling { theta: ("rope_theta", 1e6), layer_type: Some("full_attention"), ..Spelling::DEFAULT };

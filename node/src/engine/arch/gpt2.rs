@@ -1,7 +1,7 @@
 //! GPT-2: learned positions, norms with biases, a plain MLP, and projections stored the other way round,
 //! as `[inputs, outputs]`, with queries, keys and values side by side.
 
-use surf_protocol::Manifest;
+use surf_chunker::Checkpoint;
 
 use super::{
     Architecture,
@@ -30,7 +30,7 @@ struct Gpt2 {
     by_block: bool,
 }
 
-pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn Architecture>, EngineError> {
+pub(super) fn read(fields: &Fields<'_>, manifest: &Checkpoint) -> Result<Box<dyn Architecture>, EngineError> {
     options::unset(fields, "add_cross_attention")?;
     let hidden = fields.count("n_embd", 1..=1 << 16)?;
     let heads = fields.count("n_head", 1..=1024)?;

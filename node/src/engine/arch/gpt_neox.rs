@@ -3,7 +3,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use surf_protocol::Manifest;
+use surf_chunker::Checkpoint;
 
 use super::{
     Architecture,
@@ -43,7 +43,7 @@ struct GptNeox {
     parallel: bool,
 }
 
-pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn Architecture>, EngineError> {
+pub(super) fn read(fields: &Fields<'_>, manifest: &Checkpoint) -> Result<Box<dyn Architecture>, EngineError> {
     let hidden = fields.count("hidden_size", 1..=1 << 16)?;
     let heads = fields.count("num_attention_heads", 1..=1024)?;
     let head_dim = options::head_dim(fields, "num_attention_heads", hidden, heads)?;

@@ -2,7 +2,7 @@
 //!
 //! An [`Architecture`] is a configuration that has been read: it says which groups a pass visits, in
 //! what order, and makes a [`Layer`] of each. It neither holds nor fetches weights. Adding one means
-//! describing it in a file here and naming it in [`SUPPORTED`].
+//! describing it in a file here, and naming it in the table of families (`surf_chunker::families`) and in [`read_as`].
 
 mod bert;
 mod block;
@@ -34,47 +34,12 @@ mod tests;
 use std::fmt;
 
 use candle_core::Tensor;
-use surf_protocol::{Group, Manifest, Stack};
+use surf_chunker::{Checkpoint, Families, Group, Stack, families::Architecture as Known};
 
 use super::{
-    EngineError, cache::CacheShape, fields::Fields, files::Files, gguf, parts::Parts, pass::Pass, whole,
+    EngineError, cache::CacheShape, fields::Fields, files::Files, gguf, parts::Parts, pass::Pass,
     widths::Widths,
 };
-
-/// A way to read a configuration.
-type Read = fn(&Fields<'_>) -> Result<Box<dyn Architecture>, EngineError>;
-
-/// By `model_type`.
-const SUPPORTED: [(&str, Read); 11] = [
-    ("deepseek_v2", deepseek::read_v2),
-    ("deepseek_v3", deepseek::read_v3),
-    ("gemma2", gemma2::read),
-    ("llama", llama::read),
-    ("mistral", mistral::read),
-    ("mixtral", mixtral::read),
-    ("phi3", phi3::read),
-    ("qwen2", qwen2::read),
-    ("qwen2_moe", qwen2_moe::read),
-    ("qwen3", qwen3::read),
-    ("qwen3_moe", qwen3_moe::read),
-];
-
-/// A way to read a configuration that leaves something to the tensors that are there: what their
-/// names begin with, whether there is a decoder, whether the head is the embedding.
-type ReadNamed = fn(&Fields<'_>, &Manifest) -> Result<Box<dyn Architecture>, EngineError>;
-
-/// The same for these, by `model_type`.
-const SUPPORTED_NAMED: [(&str, ReadNamed); 9] = [
-    ("bert", bert::read),
-    ("distilbert", distilbert::read),
-    ("gemma3", gemma3::read_beside_images),
-    ("gemma3_text", gemma3::read),
-    ("gpt2", gpt2::read),
-    ("gpt_neox", gpt_neox::read),
-    ("roberta", roberta::read),
-    ("t5", t5::read),
-    ("xlm-roberta", roberta::read),
-];
 
 /// A model's structure.
 pub(crate) trait Architecture: fmt::Debug + Send + Sync {
@@ -168,32 +133,61 @@ impl Step {
     /// The stack that a pass is of, if it visits this step. Whatever is in no stack is the decoder's.
     pub(crate) fn stage(&self) -> Stack {
         match &self.group {
-            Group::Block(stack, _) | Group::Expert { stack, .. } | Group::Norm(stack) => *stack,
+            Group::Layer(stack, _) | Group::Expert { stack, .. } | Group::Norm(stack) => *stack,
             Group::Embed | Group::Head | Group::Named(_) => Stack::Decoder,
         }
     }
 }
 
 /// The architecture that `config.json` describes, of a model with the tensors of `manifest`.
-pub(crate) fn read(files: &Files, manifest: &Manifest) -> Result<Box<dyn Architecture>, EngineError> {
+pub(crate) fn read(files: &Files, manifest: &Checkpoint) -> Result<Box<dyn Architecture>, EngineError> {
     files.required("config.json")?;
     let config = files.object("config.json")?;
     let fields = Fields::new(&config);
     let model_type = fields.text("model_type")?.ok_or_else(|| fields.invalid("model_type", "is missing"))?;
-    if let Some((_, read)) = SUPPORTED.iter().find(|(name, _)| *name == model_type) {
-        return read(&fields);
-    }
-    if let Some((_, read)) = SUPPORTED_NAMED.iter().find(|(name, _)| *name == model_type) {
-        return read(&fields, manifest);
-    }
-    let names = SUPPORTED.iter().map(|(name, _)| *name).chain(SUPPORTED_NAMED.map(|(name, _)| name));
-    let names = names.chain(whole::names());
-    let supported = names.collect::<Vec<_>>().join(", ");
-    Err(EngineError::Unsupported { model_type: model_type.to_owned(), supported })
+    let families = Families::default();
+    let architecture = families.architecture(model_type);
+    let read = architecture.and_then(|architecture| read_as(architecture, &fields, manifest));
+    read.unwrap_or_else(|| {
+        let supported = families.model_types().join(", ");
+        Err(EngineError::Unsupported { model_type: model_type.to_owned(), supported })
+    })
+}
+
+/// The configuration as that of `architecture`; `None` if that is not read here, because it runs whole.
+fn read_as(
+    architecture: Known,
+    fields: &Fields<'_>,
+    manifest: &Checkpoint,
+) -> Option<Result<Box<dyn Architecture>, EngineError>> {
+    Some(match architecture {
+        Known::Bert => bert::read(fields, manifest),
+        Known::DeepseekV2 => deepseek::read_v2(fields),
+        Known::DeepseekV3 => deepseek::read_v3(fields),
+        Known::DistilBert => distilbert::read(fields, manifest),
+        Known::Gemma2 => gemma2::read(fields),
+        Known::Gemma3 => gemma3::read_beside_images(fields, manifest),
+        Known::Gemma3Text => gemma3::read(fields, manifest),
+        Known::Gpt2 => gpt2::read(fields, manifest),
+        Known::GptNeox => gpt_neox::read(fields, manifest),
+        Known::Llama => llama::read(fields),
+        Known::Mistral => mistral::read(fields),
+        Known::Mixtral => mixtral::read(fields),
+        Known::Phi3 => phi3::read(fields),
+        Known::Qwen2 => qwen2::read(fields),
+        Known::Qwen2Moe => qwen2_moe::read(fields),
+        Known::Qwen3 => qwen3::read(fields),
+        Known::Qwen3Moe => qwen3_moe::read(fields),
+        Known::Roberta => roberta::read(fields, manifest),
+        Known::T5 => t5::read(fields, manifest),
+        Known::Gemma | Known::Helium | Known::Olmo | Known::Olmo2 | Known::Phi | Known::Starcoder2 => {
+            return None;
+        }
+    })
 }
 
 /// The first of `roots` before which `name` is the name of a tensor.
-fn root(manifest: &Manifest, roots: &[&'static str], name: &str) -> Result<&'static str, EngineError> {
+fn root(manifest: &Checkpoint, roots: &[&'static str], name: &str) -> Result<&'static str, EngineError> {
     let is_there =
         |root: &&&str| gguf::find(&format!("{root}{name}"), |name| manifest.tensor(name)).is_some();
     let found = roots.iter().find(is_there);

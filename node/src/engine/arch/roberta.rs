@@ -1,7 +1,7 @@
 //! RoBERTa and XLM-RoBERTa: BERT, whose positions are counted from the padding token's number on and
 //! skip padding.
 
-use surf_protocol::Manifest;
+use surf_chunker::Checkpoint;
 
 use super::{
     Architecture, bert,
@@ -11,7 +11,7 @@ use crate::engine::{EngineError, fields::Fields};
 
 const NAMES: Names = bert::names(&["roberta.", ""]);
 
-pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn Architecture>, EngineError> {
+pub(super) fn read(fields: &Fields<'_>, manifest: &Checkpoint) -> Result<Box<dyn Architecture>, EngineError> {
     let pad = fields.count_if("pad_token_id", 0..=1 << 20)?.unwrap_or(1);
     let sizes = bert::sizes(fields)?;
     if sizes.positions <= pad + 1 {

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use candle_core::Tensor;
-use surf_protocol::{Group, Stack as Of};
+use surf_chunker::{Group, Stack as Of};
 
 use super::{Architecture, Kind, Layer, Shape, Step, Tables, block::Block, block::NormKind};
 use crate::engine::{
@@ -92,7 +92,7 @@ impl Architecture for Stack {
     }
 
     fn steps(&self) -> Vec<Step> {
-        let block = |index| Step { group: Group::Block(Of::Decoder, index as u32), head: false };
+        let block = |index| Step { group: Group::Layer(Of::Decoder, index as u32), head: false };
         let mut steps: Vec<Step> = (0..self.frame.cache.blocks).map(block).collect();
         steps.push(Step { group: Group::Head, head: true });
         if self.frame.tied {
@@ -118,7 +118,7 @@ impl Architecture for Stack {
         let Frame { root, names, hidden, vocab, norm, soft_cap, .. } = self.frame;
         let rooted = parts.under_root(root);
         match &step.group {
-            Group::Block(Of::Decoder, index) => {
+            Group::Layer(Of::Decoder, index) => {
                 let index = *index as usize;
                 let parts = rooted.under(&format!("{}.{index}", names.blocks));
                 Ok(Box::new(self.blocks.block(index, &parts)?))

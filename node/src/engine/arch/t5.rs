@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use surf_protocol::{
-    Group, Manifest,
+use surf_chunker::{
+    Checkpoint, Group,
     Stack::{self, Decoder, Encoder},
 };
 
@@ -63,7 +63,7 @@ struct Decoding {
     scale: f64,
 }
 
-pub(super) fn read(fields: &Fields<'_>, manifest: &Manifest) -> Result<Box<dyn Architecture>, EngineError> {
+pub(super) fn read(fields: &Fields<'_>, manifest: &Checkpoint) -> Result<Box<dyn Architecture>, EngineError> {
     let root = root(manifest, &ROOTS, "encoder.block.0.layer.0.SelfAttention.q.weight")?;
     let has = |name: &str| manifest.tensor(&format!("{root}{name}")).is_some();
     let hidden = fields.count("d_model", 1..=1 << 16)?;
@@ -232,7 +232,7 @@ impl Architecture for T5 {
 
     fn steps(&self) -> Vec<Step> {
         let step = |group| Step { group, head: false };
-        let blocks = |stack, count| (0..count).map(move |at| step(Group::Block(stack, at as u32)));
+        let blocks = |stack, count| (0..count).map(move |at| step(Group::Layer(stack, at as u32)));
         let mut steps: Vec<Step> = blocks(Encoder, self.encoder_blocks).collect();
         steps.push(step(Group::Norm(Encoder)));
         if let Some(decoder) = self.decoder {
@@ -251,7 +251,7 @@ impl Architecture for T5 {
         let norm = |name| parts.under_root(self.root).rms_norm(name, self.hidden, self.eps);
         let project = |name| parts.to_logits(name, self.hidden, self.vocab);
         match (&step.group, self.decoder) {
-            (Group::Block(stack, index), _) => Ok(Box::new(self.block(*stack, *index as usize, parts)?)),
+            (Group::Layer(stack, index), _) => Ok(Box::new(self.block(*stack, *index as usize, parts)?)),
             (Group::Norm(Encoder), _) => {
                 let norm = Some(norm("encoder.final_layer_norm")?);
                 Ok(Box::new(Last { norm, scale: 1.0, projection: None }))

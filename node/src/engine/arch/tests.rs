@@ -1,8 +1,11 @@
 //! Configurations that are read, and those that are refused.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
+use surf_chunker::Stack;
 use surf_protocol::{
-    Stack,
+    Manifest,
     manifest::{FORMAT, Parts},
 };
 
@@ -14,8 +17,9 @@ fn read_json(config: &Value) -> Result<Box<dyn Architecture>, EngineError> {
 }
 
 /// The manifest of a model without tensors.
-fn nothing() -> Manifest {
-    Manifest::new(Parts { format: FORMAT, ..Parts::default() }).unwrap()
+fn nothing() -> Checkpoint {
+    let manifest = Manifest::new(Parts { format: FORMAT, ..Parts::default() }).unwrap();
+    Checkpoint::chosen(Arc::new(manifest), Vec::new(), Vec::new())
 }
 
 fn llama() -> Value {
@@ -34,7 +38,7 @@ fn with(field: &str, value: Value) -> Value {
 #[test]
 fn a_pass_goes_from_block_to_block_to_head() {
     let step = |group, head| Step { group, head };
-    let block = |index| step(Group::Block(Stack::Decoder, index), false);
+    let block = |index| step(Group::Layer(Stack::Decoder, index), false);
     let architecture = read_json(&llama()).unwrap();
     assert_eq!(architecture.steps(), [block(0), block(1), step(Group::Head, true)]);
     let tied = read_json(&with("tie_word_embeddings", json!(true))).unwrap();
@@ -48,7 +52,7 @@ fn a_pass_goes_from_block_to_block_to_head() {
 #[test]
 fn other_models_are_refused_by_name() {
     let error = read_json(&with("model_type", json!("mamba"))).unwrap_err().to_string();
-    assert!(error.contains("\"mamba\"") && error.contains("llama, mistral, mixtral, phi3, qwen2"), "{error}");
+    assert!(error.contains("\"mamba\"") && error.contains("llama, mistral, mixtral, olmo"), "{error}");
     let error = read(&Files::default(), &nothing()).unwrap_err().to_string();
     assert!(error.starts_with("config.json"), "{error}");
 }

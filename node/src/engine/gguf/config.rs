@@ -3,8 +3,8 @@
 mod rotary;
 
 use serde_json::{Map, Value, json};
+use surf_chunker::Checkpoint;
 use surf_chunker::gguf::{Metadata, Value as Entry};
-use surf_protocol::Manifest;
 
 use super::{EMBEDDING, Fault};
 
@@ -52,7 +52,7 @@ const BLOCKS_MAX: u64 = 1024;
 /// All that a configuration is made of.
 pub(super) struct About<'a> {
     metadata: &'a Metadata<'a>,
-    manifest: &'a Manifest,
+    manifest: &'a Checkpoint,
     tensors: &'a [(String, Vec<u8>)],
     /// `general.architecture`.
     name: &'a str,
@@ -64,7 +64,7 @@ impl<'a> About<'a> {
     /// Fails if this is nothing that can be run.
     pub(super) fn read(
         metadata: &'a Metadata<'a>,
-        manifest: &'a Manifest,
+        manifest: &'a Checkpoint,
         tensors: &'a [(String, Vec<u8>)],
     ) -> Result<Self, Fault> {
         const NAME: &str = "general.architecture";

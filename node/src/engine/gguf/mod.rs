@@ -7,7 +7,6 @@
 //! the folder has stays as it is, and only what is missing is made.
 
 mod config;
-mod names;
 mod pieces;
 mod splits;
 mod tokenizer;
@@ -15,13 +14,14 @@ mod tokenizer;
 #[cfg(test)]
 mod tests;
 
+use surf_chunker::Checkpoint;
 use surf_chunker::gguf::Metadata;
-use surf_protocol::{Dtype, Manifest};
+use surf_protocol::Dtype;
 
 use self::{config::About, tokenizer::Vocabulary};
 use super::{EngineError, files::Files};
 
-pub(crate) use names::{find, stored_name};
+pub(crate) use surf_chunker::families::under_either_name as find;
 
 /// A tensor that every model has, and no other format calls like this.
 const EMBEDDING: &str = "token_embd.weight";
@@ -39,6 +39,11 @@ const PARTS_MAX: u64 = 99_999;
 /// What is wrong with the metadata: a key, and what it is.
 type Fault = String;
 
+/// The name under which `is_there` has the tensor that an architecture calls `name`.
+pub(crate) fn stored_name(name: &str, is_there: impl Fn(&str) -> bool) -> String {
+    find(name, |name| is_there(name).then(|| name.to_owned())).unwrap_or_else(|| name.to_owned())
+}
+
 /// What to read of a model's GGUF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -52,7 +57,7 @@ pub struct Wanted {
 
 impl Files {
     /// What to read of the GGUF file that `manifest` lists the tensors of, if it does.
-    pub fn wanted_of_gguf(manifest: &Manifest) -> Option<Wanted> {
+    pub fn wanted_of_gguf(manifest: &Checkpoint) -> Option<Wanted> {
         let embedding = manifest.tensor(EMBEDDING)?;
         let path = &manifest.files()[embedding.file as usize].path;
         // Of several files, the first holds all metadata.
@@ -73,7 +78,7 @@ impl Files {
     /// were wanted: the configuration in any case, and what else is missing.
     pub fn add_gguf(
         &mut self,
-        manifest: &Manifest,
+        manifest: &Checkpoint,
         file: u32,
         head: &[u8],
         tensors: &[(String, Vec<u8>)],
@@ -84,7 +89,7 @@ impl Files {
 
     fn translate(
         &mut self,
-        manifest: &Manifest,
+        manifest: &Checkpoint,
         path: &str,
         head: &[u8],
         tensors: &[(String, Vec<u8>)],
@@ -107,7 +112,7 @@ impl Files {
 }
 
 /// Fails if the file at `path` is one of several that are not all there.
-fn whole(metadata: &Metadata<'_>, manifest: &Manifest, path: &str) -> Result<(), Fault> {
+fn whole(metadata: &Metadata<'_>, manifest: &Checkpoint, path: &str) -> Result<(), Fault> {
     const COUNT: &str = "split.count";
     let Some(count) = metadata.find(COUNT) else { return Ok(()) };
     let count = count.as_u64().filter(|count| *count <= PARTS_MAX);

@@ -1,9 +1,12 @@
 //! What metadata becomes, and what is refused. Whole models are in `engine/tests`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
-use surf_protocol::manifest::{FORMAT, Parts};
+use surf_protocol::{
+    Manifest,
+    manifest::{FORMAT, Parts},
+};
 use tokenizers::Tokenizer;
 use tokio::time::Instant;
 
@@ -63,8 +66,9 @@ fn text_count(mut bytes: &[u8]) -> u64 {
     count
 }
 
-fn nothing() -> Manifest {
-    Manifest::new(Parts { format: FORMAT, ..Parts::default() }).unwrap()
+fn nothing() -> Checkpoint {
+    let manifest = Manifest::new(Parts { format: FORMAT, ..Parts::default() }).unwrap();
+    Checkpoint::chosen(Arc::new(manifest), Vec::new(), Vec::new())
 }
 
 fn files(head: &Head, tensors: &[(String, Vec<u8>)]) -> Result<Files, String> {

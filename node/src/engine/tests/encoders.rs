@@ -148,8 +148,8 @@ async fn the_encoder_is_visited_once_for_each_prompt() {
         (answer.tokens.len(), answer.done().prompt_tokens, answer.done().completion_tokens),
         (3, 3, 3)
     );
-    let encoder = ["encoder block 0", "encoder block 1", "encoder block 2", "encoder norm"];
-    let decoder = ["block 0", "block 1", "block 2", "head", "embed"];
+    let encoder = ["encoder layer 0", "encoder layer 1", "encoder layer 2", "encoder norm"];
+    let decoder = ["layer 0", "layer 1", "layer 2", "head", "embed"];
     let expected: Vec<&str> = encoder.into_iter().chain([decoder; 3].into_iter().flatten()).collect();
     assert_eq!(weights.asked(), expected);
 }

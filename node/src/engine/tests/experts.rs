@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use surf_protocol::Group;
+use surf_chunker::Group;
 
 use super::{swarm::Published, *};
 use crate::engine::Row;
@@ -60,7 +60,7 @@ async fn one_token_fetches_the_experts_it_chooses() {
         let groups = || published.manifest.groups().iter().map(|entry| &entry.group);
         let expert = groups().find(|group| matches!(group, Group::Expert { .. })).unwrap();
         // The record beside the weights has tensors too.
-        let dense = groups().filter(|group| matches!(group, Group::Block(..) | Group::Head));
+        let dense = groups().filter(|group| matches!(group, Group::Layer(..) | Group::Head));
         let dense: u64 = dense.map(|group| published.size(group)).sum();
         let chosen = blocks * taken * published.size(expert);
         let stats = weights.stats().experts;

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use surf_protocol::Manifest;
+use surf_chunker::Checkpoint;
 
 use super::{swarm::Published, *};
 use crate::{engine::compute::devices, weights::Weights};
@@ -12,7 +12,7 @@ use crate::{engine::compute::devices, weights::Weights};
 const GGUF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/gguf");
 
 /// The small files of the model at `path`, with what its GGUF file says.
-fn told(path: &str, manifest: &Manifest) -> Result<Files, EngineError> {
+fn told(path: &str, manifest: &Checkpoint) -> Result<Files, EngineError> {
     let mut files = files(path);
     let Some(wanted) = Files::wanted_of_gguf(manifest) else { return Ok(files) };
     let folder = if Path::new(path).is_dir() { Path::new(path) } else { Path::new(path).parent().unwrap() };
@@ -33,7 +33,7 @@ fn told(path: &str, manifest: &Manifest) -> Result<Files, EngineError> {
 
 fn load(path: &str) -> Result<Engine, EngineError> {
     let weights = FileWeights::open(path);
-    let files = told(path, weights.manifest())?;
+    let files = told(path, weights.checkpoint())?;
     Engine::load(&files, Arc::new(weights), &CONFIG, Arc::default())
 }
 
@@ -86,7 +86,7 @@ async fn a_device_multiplies_blocks_as_they_are_stored() {
     for device in devices() {
         let on = |path: &str, dtype| {
             let weights = FileWeights::open(path).all_resident();
-            let files = told(path, weights.manifest()).unwrap();
+            let files = told(path, weights.checkpoint()).unwrap();
             let compute = Compute::on("test".to_owned(), device.clone(), dtype, u64::MAX);
             Engine::load_on(compute, u64::MAX, &files, Arc::new(weights), Arc::default()).unwrap()
         };

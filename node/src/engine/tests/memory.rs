@@ -20,7 +20,7 @@ fn within(work: u64, context: usize) -> (Engine, Arc<FileWeights>) {
     let folder = fixture("llama");
     let files = changed(&folder, &[("max_position_embeddings", json!(context))]);
     let (weights, journal) = (Arc::new(FileWeights::open(&folder)), Arc::new(Journal::default()));
-    let architecture = arch::read(&files, weights.manifest()).unwrap();
+    let architecture = arch::read(&files, weights.checkpoint()).unwrap();
     let working = Working::new(&architecture.shape(), architecture.widths(), work, 2).unwrap();
     let engine = Engine::load_in(Compute::Host, u64::MAX, working, &files, weights.clone(), journal);
     (engine.unwrap(), weights)
@@ -130,7 +130,7 @@ fn refused(folder: &str, changes: &[(&str, Value)], memory: u64) -> Option<Strin
     let weights = FileWeights::open(&fixture(folder));
     let files = changed(&fixture(folder), changes);
     let config = config::Engine { memory, ..CONFIG };
-    shares(&files, weights.manifest(), &config).err().map(|error| error.to_string())
+    shares(&files, weights.checkpoint(), &config).err().map(|error| error.to_string())
 }
 
 #[test]
@@ -202,8 +202,8 @@ fn sizes_that_no_model_has_are_refused_by_field() {
 #[test]
 fn a_budget_is_shared_so_that_weights_stream_and_the_rest_does_not() {
     let weights = FileWeights::open(&fixture("llama"));
-    let architecture = arch::read(&files(&fixture("llama")), weights.manifest()).unwrap();
-    let sizes = memory::WeightSizes::of(weights.manifest());
+    let architecture = arch::read(&files(&fixture("llama")), weights.checkpoint()).unwrap();
+    let sizes = memory::WeightSizes::of(weights.checkpoint());
     let shape = |context| Shape {
         context,
         cache: CacheShape { blocks: 32, heads: 8, elements: 256 },

@@ -207,7 +207,7 @@ async fn requests_together_say_what_they_say_alone() {
 async fn a_long_prompt_goes_in_parts_and_gives_the_same() {
     let folder = fixture("llama");
     let (weights, journal) = (Arc::new(FileWeights::open(&folder)), Arc::new(Journal::default()));
-    let architecture = arch::read(&files(&folder), weights.manifest()).unwrap();
+    let architecture = arch::read(&files(&folder), weights.checkpoint()).unwrap();
     let working = Working::new(&architecture.shape(), architecture.widths(), u64::MAX, 2).unwrap();
     let mut model = Model::new(architecture, weights, journal, Compute::Host, working).unwrap();
     let prompt: Vec<u32> = (0..200).map(|at| 7 + at * 31 % 500).collect();
@@ -337,7 +337,7 @@ async fn groups_are_visited_in_order_and_journalled() {
     let folder = fixture("llama-bf16-sharded");
     let (engine, weights, journal) = load_with(&folder, FileWeights::open(&folder));
     ask(&engine, tokens([9, 10], 2)).await;
-    let pass = ["block 0", "block 1", "block 2", "block 3", "block 4", "block 5", "head", "embed"];
+    let pass = ["layer 0", "layer 1", "layer 2", "layer 3", "layer 4", "layer 5", "head", "embed"];
     let expected: Vec<&str> = pass.iter().chain(&pass).copied().collect();
     assert_eq!(weights.asked(), expected);
     let computed = journal.entries().into_iter().filter_map(|entry| match entry.event {
@@ -423,5 +423,5 @@ async fn a_model_that_is_not_what_it_says_is_an_error_that_names_the_tensor() {
     files.0.insert("config.json".to_owned(), deeper.into());
     let weights = Arc::new(FileWeights::open(&folder));
     let error = Engine::load(&files, weights, &CONFIG, Arc::default()).unwrap_err();
-    assert_eq!(error.to_string(), "the model has no block 4");
+    assert_eq!(error.to_string(), "the model has no layer 4");
 }

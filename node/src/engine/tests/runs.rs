@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path, sync::atomic::Ordering};
 
 use candle_core::Tensor;
-use surf_protocol::Group;
+use surf_chunker::Group;
 
 use super::{swarm::Published, *};
 use crate::engine::Row;
@@ -120,7 +120,7 @@ async fn a_head_over_a_large_vocabulary_needs_room_for_two_runs() {
         let whole = values(&load(path), tokens.clone().into()).await;
         // In memory for the logits of a few tokens at a time.
         let (weights, files_of_it) = (Arc::new(FileWeights::open(path)), files(path));
-        let architecture = arch::read(&files_of_it, weights.manifest()).unwrap();
+        let architecture = arch::read(&files_of_it, weights.checkpoint()).unwrap();
         let working = Working::new(&architecture.shape(), architecture.widths(), 32 << 20, 2).unwrap();
         assert!((1..10).contains(&working.logits_together(10)), "{}", working.logits_together(10));
         let scant = Engine::load_in(Compute::Host, u64::MAX, working, &files_of_it, weights, Arc::default());

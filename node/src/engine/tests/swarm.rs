@@ -10,8 +10,8 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use surf_chunker::{Options, Sink, cut};
-use surf_protocol::{Chunk, ChunkId, Group, Manifest, VerifiedRange, manifest::ChunkEntry};
+use surf_chunker::{Checkpoint, Group, Options, Sink};
+use surf_protocol::{Chunk, ChunkId, VerifiedRange, manifest::ChunkEntry};
 
 use crate::{
     journal::Journal,
@@ -23,7 +23,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Published {
     memory: Memory,
-    pub(super) manifest: Arc<Manifest>,
+    pub(super) manifest: Arc<Checkpoint>,
     /// Bytes given out, each time that they were.
     pub(super) fetched: AtomicU64,
     /// Those of them that were ranges of chunks.
@@ -44,7 +44,7 @@ impl Sink for Keep<'_> {
 impl Published {
     pub(super) fn open(folder: &str) -> Arc<Self> {
         let memory = Memory::default();
-        let manifest = cut(Path::new(folder), &Options::default(), &Keep(&memory)).unwrap();
+        let manifest = surf_chunker::open(Path::new(folder), &Options::default(), &Keep(&memory)).unwrap();
         let (fetched, ranged, seen) = Default::default();
         Arc::new(Self { memory, manifest: Arc::new(manifest), fetched, ranged, seen })
     }
@@ -70,7 +70,7 @@ impl Published {
     /// Room for the two largest blocks, and nothing else.
     pub(super) fn two_blocks(&self) -> u64 {
         let groups = self.manifest.groups().iter().map(|entry| &entry.group);
-        let blocks = groups.filter(|group| matches!(group, Group::Block(..)));
+        let blocks = groups.filter(|group| matches!(group, Group::Layer(..)));
         2 * blocks.map(|block| self.size(block)).max().unwrap_or(0)
     }
 }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use surf_chunker::{Options, Sink, cut};
-use surf_protocol::{Chunk, ChunkId, Group, GroupEntry, Manifest, Stack, TensorEntry};
+use surf_chunker::{Checkpoint, Group, GroupEntry, Options, Parameter, Sink, Stack};
+use surf_protocol::{Chunk, ChunkId};
 
 use crate::{
     source::SourceError,
@@ -21,7 +21,7 @@ const PIECE_BYTES: usize = 10_000;
 
 #[derive(Debug)]
 pub(super) struct FileWeights {
-    manifest: Manifest,
+    manifest: Checkpoint,
     groups: HashMap<Group, Arc<Tensors>>,
     cut: Option<(String, RawTensor)>,
     state: Mutex<State>,
@@ -39,11 +39,11 @@ impl FileWeights {
     /// Of the folder or the single file at `path`.
     pub(super) fn open(path: &str) -> Self {
         let path = Path::new(path);
-        let manifest = cut(path, &Options::default(), &Nobody).unwrap();
+        let manifest = surf_chunker::open(path, &Options::default(), &Nobody).unwrap();
         let folder = if path.is_dir() { path } else { path.parent().unwrap() };
         let read = |path: &str| Bytes::from(std::fs::read(folder.join(path)).unwrap());
         let files: Vec<Bytes> = manifest.files().iter().map(|file| read(&file.path)).collect();
-        let named = |entry: &TensorEntry| (entry.name.clone(), raw(entry, &files[entry.file as usize]));
+        let named = |entry: &Parameter| (entry.name.clone(), raw(entry, &files[entry.file as usize]));
         let tensors = |entry: &GroupEntry| {
             let tensors = manifest.group(&entry.group).unwrap().map(named).collect();
             (entry.group.clone(), Arc::new(Tensors { tensors, ..Tensors::default() }))
@@ -102,7 +102,7 @@ impl FileWeights {
 }
 
 impl Weights for FileWeights {
-    fn manifest(&self) -> &Manifest {
+    fn checkpoint(&self) -> &Checkpoint {
         &self.manifest
     }
 
@@ -110,7 +110,7 @@ impl Weights for FileWeights {
         let state = self.state.lock().unwrap();
         let mut state = self.released.wait_while(state, |state| state.held).unwrap();
         state.asked.push(group.to_string());
-        if state.failing && *group == Group::Block(Stack::Decoder, 2) {
+        if state.failing && *group == Group::Layer(Stack::Decoder, 2) {
             return Err(SourceError::Missing(ChunkId::of(b"gone")).into());
         }
         self.groups.get(group).cloned().ok_or_else(|| WeightsError::NoSuchGroup(group.clone()))
@@ -146,7 +146,7 @@ impl Weights for FileWeights {
     }
 }
 
-fn raw(entry: &TensorEntry, file: &Bytes) -> RawTensor {
+fn raw(entry: &Parameter, file: &Bytes) -> RawTensor {
     let bytes = file.slice(entry.offset as usize..(entry.offset + entry.size) as usize);
     let shape: Vec<usize> = entry.shape.iter().map(|&n| n as usize).collect();
     let row_bytes = bytes.len() / shape.first().copied().unwrap_or(1);

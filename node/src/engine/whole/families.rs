@@ -8,6 +8,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::{gemma, helium, olmo, olmo2, phi, starcoder2};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
+use surf_chunker::{Families, families::Architecture};
 
 use super::Causal;
 use crate::engine::{EngineError, fields::Fields};
@@ -20,8 +21,8 @@ pub(super) const CONTEXT_MAX: usize = 1 << 17;
 
 /// See the module.
 pub(super) struct Family {
-    /// As `config.json` says.
-    pub(super) model_type: &'static str,
+    /// Which it is.
+    architecture: Architecture,
     /// What its configuration means where it does not say.
     defaults: fn() -> Value,
     /// From its configuration and its weights.
@@ -31,7 +32,7 @@ pub(super) struct Family {
 /// All of them.
 pub(super) const FAMILIES: [Family; 6] = [
     Family {
-        model_type: "gemma",
+        architecture: Architecture::Gemma,
         defaults: || json!({"head_dim": 256, "rms_norm_eps": 1e-6, "attention_bias": false}),
         build: |config, weights| {
             causal(gemma::Model::new(false, &read(config)?, weights)?, |model, tokens, seen| {
@@ -40,7 +41,7 @@ pub(super) const FAMILIES: [Family; 6] = [
         },
     },
     Family {
-        model_type: "helium",
+        architecture: Architecture::Helium,
         defaults: || json!({"attention_bias": false, "mlp_bias": false, "tie_word_embeddings": false}),
         build: |config, weights| {
             causal(helium::Model::new(&read(config)?, weights)?, |model, tokens, seen| {
@@ -49,7 +50,7 @@ pub(super) const FAMILIES: [Family; 6] = [
         },
     },
     Family {
-        model_type: "olmo",
+        architecture: Architecture::Olmo,
         defaults: || json!({"attention_bias": false, "tie_word_embeddings": false}),
         build: |config, weights| {
             causal(olmo::Model::new(&read(config)?, weights)?, |model, tokens, seen| {
@@ -58,7 +59,7 @@ pub(super) const FAMILIES: [Family; 6] = [
         },
     },
     Family {
-        model_type: "olmo2",
+        architecture: Architecture::Olmo2,
         defaults: || json!({"attention_bias": false, "rms_norm_eps": 1e-5, "tie_word_embeddings": false}),
         build: |config, weights| {
             causal(olmo2::Model::new(&read(config)?, weights)?, |model, tokens, seen| {
@@ -67,7 +68,7 @@ pub(super) const FAMILIES: [Family; 6] = [
         },
     },
     Family {
-        model_type: "phi",
+        architecture: Architecture::Phi,
         defaults: || json!({"qk_layernorm": false, "tie_word_embeddings": false, "layer_norm_eps": 1e-5}),
         build: |config, weights| {
             // Its mask knows nothing of what was seen before.
@@ -78,7 +79,7 @@ pub(super) const FAMILIES: [Family; 6] = [
         },
     },
     Family {
-        model_type: "starcoder2",
+        architecture: Architecture::Starcoder2,
         defaults: || json!({"use_bias": true, "norm_epsilon": 1e-5, "tie_word_embeddings": true}),
         build: |config, weights| {
             causal(starcoder2::Model::new(&read(config)?, weights)?, |model, tokens, seen| {
@@ -90,10 +91,16 @@ pub(super) const FAMILIES: [Family; 6] = [
 
 /// The family that `model_type` names.
 pub(super) fn find(model_type: &str) -> Option<&'static Family> {
-    FAMILIES.iter().find(|family| family.model_type == model_type)
+    let architecture = Families::default().architecture(model_type)?;
+    FAMILIES.iter().find(|family| family.architecture == architecture)
 }
 
 impl Family {
+    /// What its models say that they are.
+    pub(super) fn model_type(&self) -> &'static str {
+        Families::default().model_type(self.architecture).unwrap_or_default()
+    }
+
     /// The configuration in the words that candle knows, for `context` positions.
     pub(super) fn config(
         &self,
@@ -109,7 +116,7 @@ impl Family {
             match rotary.text("rope_type")?.or(rotary.text("type")?).unwrap_or("default") {
                 "default" => (),
                 other => {
-                    let reason = format!("is {other:?}, which is not supported for {:?}", self.model_type);
+                    let reason = format!("is {other:?}, which is not supported for {:?}", self.model_type());
                     return Err(rotary.invalid("rope_type", reason));
                 }
             }
@@ -130,10 +137,10 @@ impl Family {
                     .map(|heads| ("num_key_value_heads".to_owned(), heads.clone())),
             );
         }
-        if self.model_type == "starcoder2" && known["tie_word_embeddings"] != json!(true) {
+        if self.architecture == Architecture::Starcoder2 && known["tie_word_embeddings"] != json!(true) {
             return Err(fields.invalid("tie_word_embeddings", "must be true for \"starcoder2\""));
         }
-        if self.model_type == "gemma" {
+        if self.architecture == Architecture::Gemma {
             // Those that name another were saved before the mistake was seen; the weights are made for this one.
             known.remove("hidden_act");
             known.entry("hidden_activation").or_insert(json!("gelu_pytorch_tanh"));
@@ -146,7 +153,7 @@ impl Family {
 
 impl fmt::Debug for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Family").field(&self.model_type).finish()
+        f.debug_tuple("Family").field(&self.model_type()).finish()
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use serde_json::Value;
-use surf_protocol::{Group, Manifest};
+use surf_chunker::{Checkpoint, Group};
 
 use self::{families::Family, weights::AllWeights};
 use super::{
@@ -57,8 +57,9 @@ pub fn is_whole(files: &Files) -> bool {
 }
 
 /// The names of all families that run whole.
+#[cfg(test)]
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-    families::FAMILIES.iter().map(|family| family.model_type)
+    families::FAMILIES.iter().map(|family| family.model_type())
 }
 
 /// What a model of a family that runs whole is, before its weights are asked for.
@@ -80,8 +81,8 @@ pub(crate) fn read(
     memory: u64,
     device: &Device,
 ) -> Result<Option<Box<dyn Architecture>>, EngineError> {
-    let Some(described) = describe(files, weights.manifest(), memory)? else { return Ok(None) };
-    let groups = weights.manifest().groups();
+    let Some(described) = describe(files, weights.checkpoint(), memory)? else { return Ok(None) };
+    let groups = weights.checkpoint().groups();
     let (Some(first), Some(last)) = (groups.first(), groups.last()) else {
         return Err(EngineError::file("the model", "has no weights"));
     };
@@ -97,7 +98,7 @@ pub(crate) fn read(
 /// What [`read`] makes a model of.
 pub(crate) fn describe(
     files: &Files,
-    manifest: &Manifest,
+    manifest: &Checkpoint,
     memory: u64,
 ) -> Result<Option<Described>, EngineError> {
     let config = files.object("config.json")?;
@@ -109,7 +110,7 @@ pub(crate) fn describe(
     if memory < needed {
         let reason = format!(
             "is {:?}, which is not streamed: its weights take {needed} bytes as f32, and memory is {memory}",
-            family.model_type
+            family.model_type()
         );
         return Err(fields.invalid("model_type", reason));
     }

@@ -8,7 +8,8 @@ use std::{
 
 use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 use candle_nn::{Init, var_builder::SimpleBackend};
-use surf_protocol::{Dtype, Group};
+use surf_chunker::Group;
+use surf_protocol::Dtype;
 
 use crate::{
     engine::{EngineError, parts},
@@ -26,7 +27,7 @@ pub(super) struct AllWeights {
 
 impl AllWeights {
     pub(super) fn new(weights: Arc<dyn Weights>) -> Self {
-        let manifest = weights.manifest();
+        let manifest = weights.checkpoint();
         let mut groups = HashMap::new();
         for entry in manifest.groups() {
             for tensor in manifest.group(&entry.group).into_iter().flatten() {

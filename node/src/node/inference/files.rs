@@ -1,9 +1,11 @@
 //! The small files of a model, as the engine wants them.
 
-use std::ops::Range;
+use std::{io, ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
+use surf_chunker::{Checkpoint, Families};
 use surf_protocol::Manifest;
+use tokio::{runtime::Handle, task::spawn_blocking};
 
 use crate::{
     engine::Files,
@@ -21,15 +23,44 @@ const CONFIG_SIZE_MAX: u64 = 4 << 20;
 /// Files that may be larger than those.
 const LARGE: [&str; 5] = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"];
 
-/// What the engine reads of the model that `manifest` describes.
-pub(super) async fn all(source: &dyn ModelSource, manifest: &Manifest) -> Result<Files, NodeError> {
+/// What of `manifest` is loaded, told from files that `source` has.
+pub(super) async fn checkpoint(
+    source: &Arc<dyn ModelSource>,
+    manifest: Arc<Manifest>,
+) -> Result<Checkpoint, NodeError> {
+    let files =
+        Remote { source: Arc::clone(source), manifest: Arc::clone(&manifest), runtime: Handle::current() };
+    let read = spawn_blocking(move || Checkpoint::read(manifest, &Families::default(), &files)).await;
+    read.map_err(|error| NodeError::Failed(error.to_string()))?.map_err(|error| match error.downcast() {
+        Ok(error) => error,
+        Err(error) => NodeError::Failed(error.to_string()),
+    })
+}
+
+/// The files of a model, which a source has.
+struct Remote {
+    source: Arc<dyn ModelSource>,
+    manifest: Arc<Manifest>,
+    runtime: Handle,
+}
+
+impl surf_chunker::Files for Remote {
+    fn read(&self, file: u32, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let bytes = self.runtime.block_on(bytes_of(&*self.source, &self.manifest, file, range));
+        Ok(bytes.map_err(io::Error::other)?.into())
+    }
+}
+
+/// What the engine reads of a model.
+pub(super) async fn all(source: &dyn ModelSource, checkpoint: &Checkpoint) -> Result<Files, NodeError> {
+    let manifest = checkpoint.manifest();
     let mut files = Files::default();
     for name in Files::WANTED {
         if let Some(bytes) = read(source, manifest, name).await? {
             files.0.insert(name.to_owned(), bytes);
         }
     }
-    add_gguf(source, manifest, &mut files).await?;
+    add_gguf(source, checkpoint, &mut files).await?;
     for name in files.named() {
         if let Some(bytes) = read(source, manifest, &name).await? {
             files.0.insert(name, bytes);
@@ -39,8 +70,13 @@ pub(super) async fn all(source: &dyn ModelSource, manifest: &Manifest) -> Result
 }
 
 /// What a GGUF file says about the model, if it is in one.
-async fn add_gguf(source: &dyn ModelSource, manifest: &Manifest, files: &mut Files) -> Result<(), NodeError> {
-    let Some(wanted) = Files::wanted_of_gguf(manifest) else { return Ok(()) };
+async fn add_gguf(
+    source: &dyn ModelSource,
+    checkpoint: &Checkpoint,
+    files: &mut Files,
+) -> Result<(), NodeError> {
+    let manifest = checkpoint.manifest();
+    let Some(wanted) = Files::wanted_of_gguf(checkpoint) else { return Ok(()) };
     if FILE_SIZE_MAX < wanted.head {
         let why =
             format!("the metadata of {} has {} bytes; {FILE_SIZE_MAX} are read", manifest.id(), wanted.head);
@@ -49,12 +85,12 @@ async fn add_gguf(source: &dyn ModelSource, manifest: &Manifest, files: &mut Fil
     let head = bytes_of(source, manifest, wanted.file, 0..wanted.head).await?;
     let mut tensors = Vec::new();
     for name in wanted.tensors {
-        if let Some(tensor) = manifest.tensor(&name) {
+        if let Some(tensor) = checkpoint.tensor(&name) {
             let range = tensor.offset..tensor.offset + tensor.size;
             tensors.push((name, bytes_of(source, manifest, tensor.file, range).await?.to_vec()));
         }
     }
-    Ok(files.add_gguf(manifest, wanted.file, &head, &tensors)?)
+    Ok(files.add_gguf(checkpoint, wanted.file, &head, &tensors)?)
 }
 
 /// Some bytes of the file at position `file`.

@@ -65,6 +65,8 @@ pub(super) struct Names {
     /// When each of our own was put last, with its number, and who took it.
     put: std::sync::Mutex<HashMap<String, Put>>,
     fresh: std::sync::Mutex<HashMap<FullName, (Instant, ModelId)>>,
+    /// Models that have another id than when they were published, and that id.
+    renamed: HashMap<ModelId, ModelId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,8 +80,14 @@ struct Put {
 }
 
 impl Names {
-    pub(super) fn new(identity: Identity, swarm: swarm::Handle, book: Book) -> Self {
-        Self { identity, swarm, book, put: std::sync::Mutex::default(), fresh: std::sync::Mutex::default() }
+    pub(super) fn new(
+        identity: Identity,
+        swarm: swarm::Handle,
+        book: Book,
+        renamed: Vec<(ModelId, ModelId)>,
+    ) -> Self {
+        let (put, fresh, renamed) = (Default::default(), Default::default(), renamed.into_iter().collect());
+        Self { identity, swarm, book, put, fresh, renamed }
     }
 
     /// Signs the next record of one of our own names.
@@ -109,8 +117,9 @@ impl Names {
     async fn keep_up(&self) {
         for record in self.book.published() {
             let (name, ends) = (record.name(), record.name().expires);
-            let renewed = if ends < swarm::clock_unix() + RENEW_S {
-                match self.sign(&name.name, name.model).await {
+            let model = self.renamed.get(&name.model).copied().unwrap_or(name.model);
+            let renewed = if model != name.model || ends < swarm::clock_unix() + RENEW_S {
+                match self.sign(&name.name, model).await {
                     Ok(record) => record,
                     Err(error) => {
                         tracing::warn!(name = %record.full(), %error, "a name could not be renewed");

@@ -14,8 +14,8 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use surf_chunker::{CutError, Options, Sink};
-use surf_protocol::{Chunk, ChunkId, Manifest, VerifiedRange, manifest::ChunkEntry};
+use surf_chunker::{Checkpoint, CutError, Options, Sink};
+use surf_protocol::{Chunk, ChunkId, VerifiedRange, manifest::ChunkEntry};
 use tokio::{runtime::Handle, task::spawn_blocking};
 
 use crate::{
@@ -110,8 +110,8 @@ struct OnDisk {
 }
 
 impl OnDisk {
-    fn open(folder: &Path) -> Result<(Manifest, Self), CutError> {
-        let manifest = surf_chunker::cut(folder, &Options { follow_links: true }, &Nobody)?;
+    fn open(folder: &Path) -> Result<(Checkpoint, Self), CutError> {
+        let manifest = surf_chunker::open(folder, &Options { follow_links: true }, &Nobody)?;
         let mut places = HashMap::new();
         for (at, file) in manifest.files().iter().enumerate() {
             let mut end = 0;

@@ -8,7 +8,11 @@
 use std::{collections::BTreeMap, str::FromStr};
 
 use serde_json::Value;
-use surf_protocol::{Dtype, TensorEntry};
+use surf_chunker::{
+    Parameter,
+    families::{Role, role},
+};
+use surf_protocol::Dtype;
 
 /// What to quantise to: the type that most tensors become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +47,7 @@ const NAMES: [(&str, Kind); 7] = [
 /// What the choices depend on besides a tensor itself.
 #[derive(Clone, Debug)]
 pub(super) struct Model {
-    /// Blocks of each stack, by what stands before their numbers.
+    /// Layers of each stack, by what stands before their numbers.
     stacks: BTreeMap<String, u64>,
     /// Whether the embedding is the head too.
     tied: bool,
@@ -51,21 +55,6 @@ pub(super) struct Model {
     experts: u64,
     /// Heads that share a key and value.
     sharing: u64,
-}
-
-/// What a tensor is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    Embedding,
-    Head,
-    /// Makes values, or keys and values, or all three: what attention hands on.
-    Value,
-    Key,
-    /// Leads out of attention.
-    Attended,
-    /// Leads out of the feed-forward part.
-    Down,
-    Other,
 }
 
 impl Kind {
@@ -105,7 +94,7 @@ impl FromStr for Kind {
 
 impl Model {
     /// Of a model with this configuration and these tensors.
-    pub(super) fn new(config: &Value, tensors: &[TensorEntry]) -> Self {
+    pub(super) fn new(config: &Value, tensors: &[Parameter]) -> Self {
         let number = |names: &[&str]| names.iter().find_map(|name| config[name].as_u64());
         let mut stacks = BTreeMap::new();
         for (stack, block) in tensors.iter().filter_map(|tensor| block(&tensor.name)) {
@@ -122,7 +111,7 @@ impl Model {
     }
 
     /// What `tensor` becomes; `None` if it stays as it is.
-    pub(super) fn choose(&self, kind: Kind, tensor: &TensorEntry) -> Option<Dtype> {
+    pub(super) fn choose(&self, kind: Kind, tensor: &Parameter) -> Option<Dtype> {
         let role = role(&tensor.name)?;
         let [outer @ .., rows, cols] = tensor.shape.as_slice() else { return None };
         let is_float = matches!(
@@ -191,38 +180,6 @@ fn block(name: &str) -> Option<(&str, u64)> {
         start += part.len() + 1;
     }
     None
-}
-
-/// What a tensor is for; `None` if it is not quantised, whatever its shape: norms and biases, routers, tables of
-/// positions, and weights that stand in the file the other way round, inputs by outputs (GPT-2's).
-fn role(name: &str) -> Option<Role> {
-    let parts: Vec<&str> = name.split('.').collect();
-    let [before @ .., module, "weight"] = parts.as_slice() else { return None };
-    let above = |at: usize| before.iter().rev().nth(at).copied().unwrap_or_default();
-    let stays = ["norm", "Norm", "conv", "position", "token_type", "relative"];
-    if stays.iter().any(|part| module.contains(part)) || module.starts_with("ln") {
-        return None;
-    }
-    Some(match *module {
-        "gate" | "router" | "shared_expert_gate" | "wpe" | "c_attn" | "q_attn" | "c_proj" | "c_fc" => {
-            return None;
-        }
-        "embed_tokens" | "word_embeddings" | "wte" | "shared" | "tok_embeddings" | "embed_in" => {
-            Role::Embedding
-        }
-        "lm_head" | "embed_out" => Role::Head,
-        "output" if before.is_empty() => Role::Head,
-        "v_proj" | "v" | "value" | "v_lin" | "wv" | "kv_b_proj" | "qkv_proj" | "query_key_value" | "Wqkv" => {
-            Role::Value
-        }
-        "k_proj" | "k" | "key" | "k_lin" | "wk" => Role::Key,
-        "wo" if above(0).starts_with("Dense") => Role::Down,
-        "dense" if above(0) == "output" && above(1) != "attention" => Role::Down,
-        "dense" if above(0) == "output" || above(0) == "self_attention" => Role::Attended,
-        "down_proj" | "w2" | "lin2" | "fc2" | "dense_4h_to_h" => Role::Down,
-        "o_proj" | "o" | "out_lin" | "out_proj" | "wo" => Role::Attended,
-        _ => Role::Other,
-    })
 }
 
 #[cfg(test)]

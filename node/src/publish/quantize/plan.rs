@@ -7,8 +7,9 @@ use std::{
 };
 
 use serde_json::Value;
+use surf_chunker::Parameter;
 use surf_chunker::{Contents, Listed};
-use surf_protocol::{Dtype, TensorEntry};
+use surf_protocol::Dtype;
 
 use super::mix::{Kind, Model};
 
@@ -42,7 +43,7 @@ pub(super) struct Rewritten {
     /// What it begins with then.
     pub(super) header: Vec<u8>,
     /// Its tensors in the order of their bytes, each with the type that it becomes, if it does.
-    pub(super) tensors: Vec<(TensorEntry, Option<Dtype>)>,
+    pub(super) tensors: Vec<(Parameter, Option<Dtype>)>,
     /// Its bytes then.
     pub(super) size: u64,
 }
@@ -55,6 +56,9 @@ pub enum Unsuitable {
         "the weights are quantised already ({0}); publish them as they are, or quantise the original model"
     )]
     Already(String),
+    /// They are not what they should be.
+    #[error("{0}")]
+    Weightless(String),
     /// There are none that can be read.
     #[error("there are no weights in safetensors files to quantise")]
     NoWeights,
@@ -80,12 +84,15 @@ pub enum Unsuitable {
 impl Plan {
     /// What to do with `contents` to make it `kind`.
     pub(super) fn new(contents: Contents, kind: Kind) -> Result<Self, Unsuitable> {
-        let Contents { files, tensors } = contents;
+        let Contents { files, tensors, fault } = contents;
+        if let Some(fault) = fault {
+            return Err(Unsuitable::Weightless(fault));
+        }
         let config = files.iter().find(|file| file.path == "config.json").map(config).transpose()?;
         let config = config.unwrap_or_default();
         suitable(&config, &files, &tensors)?;
         let model = Model::new(&config, &tensors);
-        let mut of_file: Vec<Vec<(TensorEntry, Option<Dtype>)>> = files.iter().map(|_| Vec::new()).collect();
+        let mut of_file: Vec<Vec<(Parameter, Option<Dtype>)>> = files.iter().map(|_| Vec::new()).collect();
         for tensor in tensors {
             let dtype = model.choose(kind, &tensor);
             of_file[tensor.file as usize].push((tensor, dtype));
@@ -133,8 +140,8 @@ impl Plan {
 }
 
 impl Rewritten {
-    fn new(file: Listed, tensors: Vec<(TensorEntry, Option<Dtype>)>) -> Result<Self, Unsuitable> {
-        let then = |(tensor, dtype): &(TensorEntry, Option<Dtype>)| dtype.unwrap_or(tensor.dtype);
+    fn new(file: Listed, tensors: Vec<(Parameter, Option<Dtype>)>) -> Result<Self, Unsuitable> {
+        let then = |(tensor, dtype): &(Parameter, Option<Dtype>)| dtype.unwrap_or(tensor.dtype);
         let entries = tensors.iter().map(|entry| (&*entry.0.name, then(entry), &*entry.0.shape));
         let header = surf_chunker::header(entries).map_err(Unsuitable::Tensor)?;
         let size = |entry| then(entry).size_of(&entry.0.shape).unwrap_or(0);
@@ -143,7 +150,7 @@ impl Rewritten {
     }
 }
 
-fn suitable(config: &Value, files: &[Listed], tensors: &[TensorEntry]) -> Result<(), Unsuitable> {
+fn suitable(config: &Value, files: &[Listed], tensors: &[Parameter]) -> Result<(), Unsuitable> {
     let quantization = &config["quantization_config"];
     if !quantization.is_null() {
         let method = quantization["quant_method"].as_str().unwrap_or("by a method without a name");

@@ -67,6 +67,11 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(FIXTURES).join(name)
 }
 
+/// What is loaded of a model, by the names of its tensors.
+fn loaded(manifest: &Arc<Manifest>) -> surf_chunker::Checkpoint {
+    surf_chunker::Checkpoint::by_names(Arc::clone(manifest), &surf_chunker::Families::default())
+}
+
 async fn check(folder: &Path, expected: &Path) -> Report {
     let engine = measure::load(folder, &engine(1 << 30)).await.unwrap();
     engine.check(&fs::read(expected).unwrap(), 1e-3).await.unwrap()
@@ -105,14 +110,14 @@ async fn a_page_of_english_says_what_it_cost() {
     // All of it is in the store, under the names that it had.
     assert!(manifest.chunks().iter().all(|chunk| node.store.contains(chunk.id)));
     let original = surf_chunker::contents(Path::new(SURFER), &Options::default()).unwrap();
-    let names = |tensors: &[surf_protocol::TensorEntry]| -> Vec<(String, Vec<u64>)> {
+    let names = |tensors: &[surf_chunker::Parameter]| -> Vec<(String, Vec<u64>)> {
         tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect()
     };
-    assert_eq!(names(manifest.tensors()), names(&original.tensors));
+    assert_eq!(names(loaded(&manifest).tensors()), names(&original.tensors));
     let paths: Vec<&str> = manifest.files().iter().map(|file| &*file.path).collect();
     assert_eq!(paths, original.files.iter().map(|file| &*file.path).collect::<Vec<_>>());
     // Tied, so it is the head too.
-    assert_eq!(manifest.tensor("model.embed_tokens.weight").unwrap().dtype, Dtype::Q8_0);
+    assert_eq!(loaded(&manifest).tensor("model.embed_tokens.weight").unwrap().dtype, Dtype::Q8_0);
     assert_eq!(node.left(), 0);
 }
 
@@ -187,7 +192,8 @@ async fn fewer_bits_are_fewer_bytes_and_farther_away() {
         assert_eq!(quality.tokens, 512);
         before = now;
         // Most of it is what was asked for.
-        let up = manifest.tensor("model.layers.1.mlp.up_proj.weight").unwrap();
+        let loaded = loaded(&manifest);
+        let up = loaded.tensor("model.layers.1.mlp.up_proj.weight").unwrap();
         assert_eq!(format!("{:?}", up.dtype).to_lowercase(), kind.replace("_k", "k"));
     }
 }

@@ -8,7 +8,8 @@ use std::{
 };
 
 use surf_chunker::Listed;
-use surf_protocol::{Dtype, TensorEntry};
+use surf_chunker::Parameter;
+use surf_protocol::Dtype;
 
 use super::plan::{Plan, Rewritten};
 use crate::{
@@ -128,7 +129,7 @@ fn place(to: &Path, file: &Listed) -> Result<PathBuf, WriteError> {
     Ok(path)
 }
 
-fn packing(tensor: &TensorEntry, dtype: Dtype) -> Packing {
+fn packing(tensor: &Parameter, dtype: Dtype) -> Packing {
     let cols = tensor.shape.last().map_or(0, |&cols| cols as usize);
     Packing::new(tensor.dtype, dtype, cols).expect("floats in rows of whole blocks were chosen")
 }

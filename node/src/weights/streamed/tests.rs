@@ -5,7 +5,8 @@ mod model;
 use std::{sync::atomic::Ordering, time::Duration};
 
 use model::{BLOCK_SIZE, Model, ROW, Watched, block};
-use surf_protocol::{ChunkId, Dtype, Stack, TensorEntry, manifest::ChunkEntry};
+use surf_chunker::{Parameter, Stack};
+use surf_protocol::{ChunkId, Dtype, manifest::ChunkEntry};
 use tokio::runtime::Runtime;
 
 use super::*;
@@ -54,13 +55,13 @@ impl Bench {
 
     /// Visits every group as the engine does, and compares what comes.
     fn pass(&self) {
-        let groups = self.weights.manifest().groups().iter().map(|entry| &entry.group);
+        let groups = self.weights.checkpoint().groups().iter().map(|entry| &entry.group);
         let groups = groups.filter(|group| **group != Group::Embed).chain(self.tied.then_some(&Group::Embed));
         groups.for_each(|group| self.compare(group, &self.weights.group(group).unwrap()));
     }
 
     fn compare(&self, group: &Group, got: &Tensors) {
-        let expected: Vec<_> = self.weights.manifest().group(group).unwrap().collect();
+        let expected: Vec<_> = self.weights.checkpoint().group(group).unwrap().collect();
         assert_eq!(got.tensors.len() + got.runs.len(), expected.len());
         for entry in expected {
             if let Some(runs) = got.runs.get(&entry.name) {
@@ -77,7 +78,7 @@ impl Bench {
         }
     }
 
-    fn compare_runs(&self, table: &TensorEntry, runs: &[Range<usize>]) {
+    fn compare_runs(&self, table: &Parameter, runs: &[Range<usize>]) {
         let (row, mut next) = ((table.size / table.shape[0]) as usize, 0);
         for rows in runs {
             assert_eq!(rows.start, next, "{runs:?}");
@@ -93,7 +94,7 @@ impl Bench {
     fn rows(&self, rows: &[u32]) {
         let got = self.weights.rows("embed", rows).unwrap();
         let row =
-            self.bytes["embed"].len() / self.weights.manifest().tensor("embed").unwrap().shape[0] as usize;
+            self.bytes["embed"].len() / self.weights.checkpoint().tensor("embed").unwrap().shape[0] as usize;
         let expected = rows.iter().map(|&at| &self.bytes["embed"][at as usize * row..][..row]);
         assert_eq!(got.pieces.concat(), expected.collect::<Vec<_>>().concat());
         assert_eq!(got.shape, [rows.len(), row / 4]);
@@ -116,13 +117,13 @@ impl Bench {
     }
 
     fn chunks(&self, group: &Group) -> Vec<ChunkEntry> {
-        self.weights.manifest().group_chunks(group)
+        self.weights.checkpoint().group_chunks(group)
     }
 
     /// For each pass, how many blocks were hits.
     fn hits(&self, blocks: usize) -> Vec<usize> {
         let hit = |entry: crate::journal::Entry| match entry.event {
-            Event::GroupReady { group, hit, .. } => group.starts_with("block").then_some(hit),
+            Event::GroupReady { group, hit, .. } => group.starts_with("layer").then_some(hit),
             _ => None,
         };
         let hits: Vec<bool> = self.journal.entries().into_iter().filter_map(hit).collect();
@@ -146,9 +147,9 @@ fn what_fits_is_fetched_once_and_stays() {
     let stats = bench.weights.stats();
     assert_eq!((stats.passes, stats.ring_bytes_peak), (4, 0));
     // But for the table, of which only rows came.
-    assert_eq!(stats.resident_bytes, bench.weights.manifest().size() - 32 * ROW as u64);
+    assert_eq!(stats.resident_bytes, bench.weights.checkpoint().manifest().size() - 32 * ROW as u64);
     assert!(bench.source.times().values().all(|times| *times == 1));
-    assert_eq!(bench.source.times().len(), bench.weights.manifest().chunks().len() - 4);
+    assert_eq!(bench.source.times().len(), bench.weights.checkpoint().chunks().len() - 4);
     assert_eq!(bench.source.live.now.load(Ordering::SeqCst), 0, "copied, so the source's bytes may go");
     assert!(bench.weights.group(&block(2)).unwrap().resident);
     assert_eq!(bench.hits(4)[1..4], [4, 4, 4]);
@@ -205,20 +206,20 @@ fn wishes_go_out_in_order_of_use_as_far_as_the_bound() {
     let asked = bench.source.asked.lock().unwrap().clone();
     for at in 0..4u64 {
         for chunk in bench.chunks(&block(at as u32)) {
-            assert!(asked.contains(&(chunk.id, Urgency::Deadline(at + 1))), "block {at}: {asked:?}");
+            assert!(asked.contains(&(chunk.id, Urgency::Deadline(at + 1))), "layer {at}: {asked:?}");
         }
     }
     // What has come makes room for what follows.
     bench.source.open();
     bench.until("all is here", || bench.is_quiet());
     let all: std::collections::HashSet<ChunkId> = bench.source.times().into_keys().collect();
-    assert_eq!(all.len(), bench.weights.manifest().chunks().len());
+    assert_eq!(all.len(), bench.weights.checkpoint().chunks().len());
 }
 
 #[test]
 fn a_block_computes_before_the_next_has_come() {
     let bench = Bench::new(Model::of(6, true), 3 * BLOCK_SIZE, SHUT);
-    let all = bench.weights.manifest().size();
+    let all = bench.weights.checkpoint().manifest().size();
     bench.until("all was asked for", || bench.weights.stats().in_flight_bytes == all);
     let first = bench.chunks(&block(0));
     bench.source.let_pass(first.iter().map(|chunk| chunk.id));
@@ -253,14 +254,14 @@ fn an_encoder_is_not_fetched_again_for_each_token() {
     model.add(Group::Embed, "embed", &[32, 64], 2048);
     for stack in [Stack::Encoder, Stack::Decoder] {
         for at in 0..4 {
-            model.add(Group::Block(stack, at), &format!("{stack}{at}"), &[17, 64], 1024);
+            model.add(Group::Layer(stack, at), &format!("{stack}{at}"), &[17, 64], 1024);
         }
     }
     model.add(Group::Head, "norm", &[64], 256);
     model.add(Group::Head, "output", &[8, 64], 1024);
     let bench = Bench::new(model, 3 * BLOCK_SIZE, AT_ONCE);
     let encoder: Vec<ChunkId> =
-        (0..4).flat_map(|at| bench.chunks(&Group::Block(Stack::Encoder, at))).map(|chunk| chunk.id).collect();
+        (0..4).flat_map(|at| bench.chunks(&Group::Layer(Stack::Encoder, at))).map(|chunk| chunk.id).collect();
     let asked = || -> Vec<ChunkId> {
         let asked = std::mem::take(&mut *bench.source.asked.lock().unwrap());
         asked.into_iter().map(|(id, _)| id).collect()
@@ -397,7 +398,7 @@ fn while_a_run_computes_the_next_comes_and_behind_the_last_the_first_block() {
 
 #[test]
 fn a_table_that_fits_or_has_scales_comes_whole() {
-    let all = with_a_large_table(false).manifest().size();
+    let all = with_a_large_table(false).manifest().manifest().size();
     let bench = Bench::new(with_a_large_table(false), all, AT_ONCE);
     bench.pass();
     assert!(bench.weights.group(&Group::Head).unwrap().runs.is_empty());

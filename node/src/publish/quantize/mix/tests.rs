@@ -4,9 +4,9 @@ use serde_json::json;
 
 use super::*;
 
-fn tensor(name: &str, shape: &[u64]) -> TensorEntry {
+fn tensor(name: &str, shape: &[u64]) -> Parameter {
     let size = Dtype::Bf16.size_of(shape).unwrap();
-    TensorEntry { name: name.to_owned(), dtype: Dtype::Bf16, shape: shape.to_vec(), file: 0, offset: 0, size }
+    Parameter { name: name.to_owned(), dtype: Dtype::Bf16, shape: shape.to_vec(), file: 0, offset: 0, size }
 }
 
 /// Like Llama 3 8B, but for its widths: 32 blocks, four heads to a key.
@@ -106,10 +106,10 @@ fn what_is_no_large_matrix_of_floats_stays() {
     assert_eq!(up(&[512, 0]), None);
     assert_eq!(up(&[8, 512, 512]), Some(Dtype::Q4K));
     let integers =
-        TensorEntry { dtype: Dtype::I16, ..tensor("model.layers.0.mlp.up_proj.weight", &[512, 512]) };
+        Parameter { dtype: Dtype::I16, ..tensor("model.layers.0.mlp.up_proj.weight", &[512, 512]) };
     assert_eq!(model.choose(Kind::Q4K, &integers), None);
     // Of a byte each already, they would grow.
-    let bytes = TensorEntry { dtype: Dtype::F8E4M3, size: 512 * 512, ..integers };
+    let bytes = Parameter { dtype: Dtype::F8E4M3, size: 512 * 512, ..integers };
     assert_eq!(model.choose(Kind::Q8_0, &bytes), None);
     assert_eq!(model.choose(Kind::Q4K, &bytes), Some(Dtype::Q4K));
 }

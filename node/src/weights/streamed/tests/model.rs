@@ -11,8 +11,9 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture};
+use surf_chunker::{Checkpoint, Group, GroupEntry, Parameter, Stack};
 use surf_protocol::{
-    Chunk, ChunkId, Dtype, FileEntry, Group, GroupEntry, Manifest, Stack, TensorEntry, VerifiedRange,
+    Chunk, ChunkId, Dtype, FileEntry, Manifest, VerifiedRange,
     manifest::{ChunkEntry, FORMAT, Parts},
 };
 use tokio::sync::watch;
@@ -31,7 +32,7 @@ pub(super) struct Model {
     pub(super) bytes: HashMap<String, Vec<u8>>,
     chunks: Vec<ChunkEntry>,
     size: u64,
-    tensors: Vec<(Group, TensorEntry)>,
+    tensors: Vec<(Group, Parameter)>,
 }
 
 impl Model {
@@ -64,7 +65,7 @@ impl Model {
         let (name, shape, offset) = (name.to_owned(), shape.to_vec(), self.size);
         self.bytes.insert(name.clone(), bytes);
         self.size += size;
-        self.tensors.push((group, TensorEntry { name, dtype: Dtype::F32, shape, file: 0, offset, size }));
+        self.tensors.push((group, Parameter { name, dtype: Dtype::F32, shape, file: 0, offset, size }));
     }
 
     /// Says that chunk `at` of the matrix of `group` has `size` bytes, and moves what follows.
@@ -86,7 +87,7 @@ impl Model {
         entry.shape[1] *= 4;
     }
 
-    pub(super) fn manifest(&self) -> Manifest {
+    pub(super) fn manifest(&self) -> Checkpoint {
         let mut tensors = self.tensors.clone();
         tensors.sort_by(|a, b| a.1.name.cmp(&b.1.name));
         let mut groups = Vec::<GroupEntry>::new();
@@ -101,12 +102,13 @@ impl Model {
         let path = "model.safetensors".to_owned();
         let (size, chunks) = (self.size, self.chunks.clone());
         let file = FileEntry { path, size, blake3: [0; 32], sha256: [0; 32], chunks };
-        Manifest::new(Parts { format: FORMAT, files: vec![file], tensors, groups }).unwrap()
+        let parts = Parts { format: FORMAT, files: vec![file], tensors: Vec::new() };
+        Checkpoint::chosen(Arc::new(Manifest::new(parts).unwrap()), tensors, groups)
     }
 }
 
 pub(super) fn block(block: u32) -> Group {
-    Group::Block(Stack::Decoder, block)
+    Group::Layer(Stack::Decoder, block)
 }
 
 /// A source that tells what it was asked.

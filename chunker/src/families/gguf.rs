@@ -1,6 +1,26 @@
-//! What tensors are called in GGUF files.
+//! Names of tensors in GGUF files, which are the same for all models: in which groups, and for what transformers has
+//! other names.
 
-/// What GGUF files call the modules of a block. Where there are two names, the one that is there is
+use super::{Family, Part, Stack};
+
+/// Chosen by the format, not by a configuration.
+pub(super) const FAMILY: Family = Family {
+    model_types: &[],
+    classes: &[],
+    roots: &[""],
+    rules: &[
+        ("token_embd", Part::Embed),
+        ("token_embd_norm", Part::Embed),
+        ("token_types", Part::Embed),
+        ("position_embd", Part::Embed),
+        ("blk.#", Part::Layer(Stack::Decoder)),
+        ("output_norm", Part::Head),
+        ("output", Part::Head),
+    ],
+    beside: &[],
+};
+
+/// What GGUF files call the modules of a layer. Where there are two names, the one that is there is
 /// meant: Gemma has a norm behind attention, others before what follows.
 const MODULES: [(&str, &[&str]); 33] = [
     ("input_layernorm", &["attn_norm"]),
@@ -38,7 +58,7 @@ const MODULES: [(&str, &[&str]); 33] = [
     ("mlp.c_proj", &["ffn_down"]),
 ];
 
-/// What they call the modules before and behind the blocks.
+/// What they call the modules before and behind the layers.
 const OUTER: [(&str, &str); 6] = [
     ("model.embed_tokens", "token_embd"),
     ("transformer.wte", "token_embd"),
@@ -48,47 +68,25 @@ const OUTER: [(&str, &str); 6] = [
     ("lm_head", "output"),
 ];
 
-/// What stands before the number of a block.
-const BLOCKS: [&str; 2] = ["model.layers.", "transformer.h."];
+/// What stands before the number of a layer.
+const LAYERS: [&str; 2] = ["model.layers.", "transformer.h."];
 
 /// What `look_up` knows under `name`, else under the name that GGUF files have for it.
-pub(crate) fn find<T>(name: &str, look_up: impl Fn(&str) -> Option<T>) -> Option<T> {
-    look_up(name).or_else(|| candidates(name).iter().find_map(|name| look_up(name)))
-}
-
-/// The name under which `is_there` has the tensor that an architecture calls `name`.
-pub(crate) fn stored_name(name: &str, is_there: impl Fn(&str) -> bool) -> String {
-    find(name, |name| is_there(name).then(|| name.to_owned())).unwrap_or_else(|| name.to_owned())
+pub fn under_either_name<T>(name: &str, look_up: impl Fn(&str) -> Option<T>) -> Option<T> {
+    look_up(name).or_else(|| gguf_names(name).iter().find_map(|name| look_up(name)))
 }
 
 /// Names that a tensor called `name` by transformers may have in a GGUF file.
-fn candidates(name: &str) -> Vec<String> {
+pub fn gguf_names(name: &str) -> Vec<String> {
     let Some((module, kind)) = name.rsplit_once('.') else { return Vec::new() };
     if let Some((_, outer)) = OUTER.iter().find(|(known, _)| *known == module) {
         return vec![format!("{outer}.{kind}")];
     }
     let inner = || {
-        let below = BLOCKS.iter().find_map(|blocks| module.strip_prefix(blocks));
+        let below = LAYERS.iter().find_map(|layers| module.strip_prefix(layers));
         let (number, module) = below?.split_once('.')?;
         let (_, names) = MODULES.iter().find(|(known, _)| *known == module)?;
         Some(names.iter().map(|name| format!("blk.{number}.{name}.{kind}")).collect())
     };
     inner().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tensor_is_found_under_either_name() {
-        let there = ["token_embd.weight", "blk.3.ffn_norm.weight", "model.norm.weight", "output_norm.weight"];
-        let stored = |name: &str| stored_name(name, |name| there.contains(&name));
-        assert_eq!(stored("model.embed_tokens.weight"), "token_embd.weight");
-        assert_eq!(stored("model.layers.3.post_attention_layernorm.weight"), "blk.3.ffn_norm.weight");
-        assert_eq!(stored("model.norm.weight"), "model.norm.weight");
-        // What is nowhere is looked for under its own name.
-        assert_eq!(stored("model.layers.3.mlp.up_proj.bias"), "model.layers.3.mlp.up_proj.bias");
-        assert_eq!(stored("odd"), "odd");
-    }
 }

@@ -1,6 +1,6 @@
 //! Groups of models whose structure is not known.
 
-use surf_protocol::Group;
+use super::Group;
 
 /// The name up to its first number (`encoder.layer.3`), which is what repeats in every model; without a
 /// number, the module that the tensor is a parameter of (`embeddings.LayerNorm`).
@@ -18,10 +18,10 @@ pub(super) fn group(name: &str) -> Group {
     Group::Named(module.to_owned())
 }
 
-/// A block's number, if it is written as numbers are.
+/// A layer's number, if it is written as numbers are.
 pub(super) fn number(text: &str) -> Option<u32> {
     let number: u32 = text.parse().ok()?;
-    // `+3` and `003` parse too, and would join what is not the same block.
+    // `+3` and `003` parse too, and would join what is not the same layer.
     (number.to_string() == text).then_some(number)
 }
 

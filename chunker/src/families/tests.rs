@@ -1,17 +1,15 @@
 //! Which tensors go together, in what order.
 
-use surf_protocol::{
-    Group,
+use super::{
     Stack::{Decoder, Encoder},
+    *,
 };
-
-use super::*;
 
 const LLAMA: &[u8] = br#"{"model_type": "llama"}"#;
 
 fn groups(config: Option<&[u8]>, names: &[&str]) -> Vec<Group> {
-    let grouping = Grouping::new(config, names.iter().copied()).unwrap_or(Grouping::unknown());
-    names.iter().map(|name| grouping.of(name)).collect()
+    let grouping = Grouping::new(&Families::default(), config, names.iter().copied());
+    names.iter().map(|name| grouping.map_or_else(|| by_name(name), |grouping| grouping.of(name))).collect()
 }
 
 fn named(name: &str) -> Group {
@@ -19,7 +17,7 @@ fn named(name: &str) -> Group {
 }
 
 #[test]
-fn llama_has_embedding_blocks_and_head() {
+fn llama_has_embedding_layers_and_head() {
     let names = [
         "model.embed_tokens.weight",
         "model.layers.11.mlp.up_proj.weight",
@@ -28,7 +26,7 @@ fn llama_has_embedding_blocks_and_head() {
         "lm_head.weight",
     ];
     let expected =
-        [Group::Embed, Group::Block(Decoder, 11), Group::Block(Decoder, 2), Group::Head, Group::Head];
+        [Group::Embed, Group::Layer(Decoder, 11), Group::Layer(Decoder, 2), Group::Head, Group::Head];
     assert_eq!(groups(Some(LLAMA), &names), expected);
     // Models that were saved without their head have no prefix.
     let bare = names.map(|name| name.strip_prefix("model.").unwrap_or(name));
@@ -37,7 +35,7 @@ fn llama_has_embedding_blocks_and_head() {
 
 #[test]
 fn routed_experts_are_groups_of_their_own() {
-    let expert = |block, expert| Group::Expert { stack: Decoder, block, expert };
+    let expert = |layer, expert| Group::Expert { stack: Decoder, layer, expert };
     let names = [
         "model.layers.3.mlp.experts.12.up_proj.weight",
         "model.layers.3.mlp.experts.2.down_proj.weight_scale_inv",
@@ -47,7 +45,7 @@ fn routed_experts_are_groups_of_their_own() {
         "model.layers.3.mlp.shared_experts.up_proj.weight",
         "model.layers.3.mlp.experts.gate_up_proj",
     ];
-    let block = Group::Block(Decoder, 3);
+    let block = Group::Layer(Decoder, 3);
     let expected =
         [expert(3, 12), expert(3, 2), expert(0, 7), block.clone(), block.clone(), block.clone(), block];
     assert_eq!(groups(Some(br#"{"model_type": "deepseek_v3"}"#), &names), expected);
@@ -57,7 +55,7 @@ fn routed_experts_are_groups_of_their_own() {
 fn blocks_that_no_pass_visits_go_by_their_names() {
     let config = br#"{"model_type": "deepseek_v3", "num_hidden_layers": 61}"#;
     let names = ["model.layers.60.mlp.gate.weight", "model.layers.61.mlp.experts.3.up_proj.weight"];
-    assert_eq!(groups(Some(config), &names), [Group::Block(Decoder, 60), named("model.layers.61")]);
+    assert_eq!(groups(Some(config), &names), [Group::Layer(Decoder, 60), named("model.layers.61")]);
 }
 
 #[test]
@@ -71,9 +69,9 @@ fn an_encoder_has_blocks_and_tables_and_what_no_pass_needs() {
     ];
     let expected = [
         Group::Embed,
-        Group::Block(Encoder, 0),
-        Group::Block(Encoder, 0),
-        Group::Block(Encoder, 11),
+        Group::Layer(Encoder, 0),
+        Group::Layer(Encoder, 0),
+        Group::Layer(Encoder, 11),
         named("pooler.dense"),
     ];
     let bert = br#"{"model_type": "bert"}"#;
@@ -88,7 +86,7 @@ fn an_encoder_has_blocks_and_tables_and_what_no_pass_needs() {
     let distilbert =
         ["distilbert.embeddings.LayerNorm.weight", "distilbert.transformer.layer.3.ffn.lin1.bias"];
     let config = br#"{"model_type": "distilbert"}"#;
-    assert_eq!(groups(Some(config), &distilbert), [Group::Block(Encoder, 0), Group::Block(Encoder, 3)]);
+    assert_eq!(groups(Some(config), &distilbert), [Group::Layer(Encoder, 0), Group::Layer(Encoder, 3)]);
 }
 
 #[test]
@@ -104,9 +102,9 @@ fn t5_has_two_stacks_over_one_embedding() {
     ];
     let expected = [
         Group::Embed,
-        Group::Block(Encoder, 0),
+        Group::Layer(Encoder, 0),
         Group::Norm(Encoder),
-        Group::Block(Decoder, 2),
+        Group::Layer(Decoder, 2),
         Group::Head,
         Group::Head,
         Group::Embed,
@@ -119,7 +117,7 @@ fn gguf_files_have_names_of_their_own() {
     let grouping = Grouping::gguf();
     for (name, group) in [
         ("token_embd.weight", Group::Embed),
-        ("blk.11.attn_q.weight", Group::Block(Decoder, 11)),
+        ("blk.11.attn_q.weight", Group::Layer(Decoder, 11)),
         ("output_norm.weight", Group::Head),
         ("output.weight", Group::Head),
         ("rope_freqs.weight", named("rope_freqs")),
@@ -130,7 +128,7 @@ fn gguf_files_have_names_of_their_own() {
 
 #[test]
 fn other_decoders_have_other_names_for_the_same() {
-    let (embed, block, head) = (Group::Embed, Group::Block(Decoder, 3), Group::Head);
+    let (embed, block, head) = (Group::Embed, Group::Layer(Decoder, 3), Group::Head);
     let gpt2 = ["wte.weight", "wpe.weight", "h.3.attn.bias", "ln_f.bias"];
     let neox = ["embed_in.weight", "layers.3.attention.dense.bias", "final_layer_norm.bias"];
     let gemma3 = ["embed_tokens.weight", "layers.3.self_attn.q_norm.weight", "norm.weight"];
@@ -163,7 +161,7 @@ fn other_decoders_have_other_names_for_the_same() {
 fn a_second_copy_under_other_names_is_not_mixed_in() {
     // As in Mistral's repositories, which hold the original checkpoint too.
     let names = ["layers.0.attention.wq.weight", "model.layers.0.self_attn.q_proj.weight", "norm.weight"];
-    assert_eq!(groups(Some(LLAMA), &names), [named("layers.0"), Group::Block(Decoder, 0), named("norm")]);
+    assert_eq!(groups(Some(LLAMA), &names), [named("layers.0"), Group::Layer(Decoder, 0), named("norm")]);
 }
 
 #[test]
@@ -174,12 +172,49 @@ fn the_family_is_told_by_type_then_architecture() {
         r#"{"model_type": "qwen3", "architectures": ["Odd"]}"#,
         r#"{"architectures": ["Qwen2ForCausalLM"]}"#,
     ] {
-        assert_eq!(groups(Some(known.as_bytes()), &[block]), [Group::Block(Decoder, 0)], "{known}");
+        assert_eq!(groups(Some(known.as_bytes()), &[block]), [Group::Layer(Decoder, 0)], "{known}");
     }
     for unknown in ["", "{", "[]", "null", r#"{"model_type": 3}"#, r#"{"model_type": "mamba"}"#] {
         assert_eq!(groups(Some(unknown.as_bytes()), &[block]), [named("model.layers.0")], "{unknown}");
     }
-    assert_eq!(groups(None, &[block]), [named("model.layers.0")]);
+}
+
+#[test]
+fn without_a_configuration_the_family_is_told_by_the_names() {
+    let (layer, encoder) = (Group::Layer(Decoder, 0), Group::Layer(Encoder, 0));
+    for (names, expected) in [
+        (&["model.layers.0.mlp.up_proj.weight", "lm_head.weight"][..], &[&layer, &Group::Head][..]),
+        (&["layers.0.mlp.dense.weight", "embed_in.weight"], &[&layer, &Group::Embed]),
+        (&["h.0.ln_1.weight", "wte.weight"], &[&layer, &Group::Embed]),
+        (&["bert.encoder.layer.0.x.weight", "cls.predictions.bias"], &[&encoder, &named("cls.predictions")]),
+        (&["transformer.layer.0.x.weight", "embeddings.word.weight"], &[&encoder, &Group::Embed]),
+        (&["encoder.block.0.layer.0.x.weight", "shared.weight"], &[&encoder, &Group::Embed]),
+        (&["model.language_model.layers.0.x.weight"], &[&layer]),
+        // Without a layer it is none.
+        (&["norm.weight", "conv.3.weight"], &[&named("norm"), &named("conv.3")]),
+    ] {
+        assert_eq!(groups(None, names).iter().collect::<Vec<_>>(), expected, "{names:?}");
+    }
+    let expert = "model.layers.0.mlp.experts.7.up_proj.weight";
+    assert_eq!(groups(None, &[expert]), [Group::Expert { stack: Decoder, layer: 0, expert: 7 }]);
+}
+
+#[test]
+fn every_model_type_is_in_one_family() {
+    let names = Families::default().model_types();
+    assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
+    assert_eq!(Families::default().architecture("xlm-roberta"), Some(Architecture::Roberta));
+    assert_eq!(Families::default().architecture("mamba"), None);
+}
+
+#[test]
+fn a_tensor_is_found_under_either_name() {
+    let there = ["token_embd.weight", "blk.3.ffn_norm.weight", "model.norm.weight", "output_norm.weight"];
+    let stored = |name: &str| under_either_name(name, |name| there.contains(&name).then(|| name.to_owned()));
+    assert_eq!(stored("model.embed_tokens.weight").unwrap(), "token_embd.weight");
+    assert_eq!(stored("model.layers.3.post_attention_layernorm.weight").unwrap(), "blk.3.ffn_norm.weight");
+    assert_eq!(stored("model.norm.weight").unwrap(), "model.norm.weight");
+    assert_eq!((stored("model.layers.3.mlp.up_proj.bias"), stored("odd")), (None, None));
 }
 
 #[test]
@@ -193,7 +228,7 @@ fn the_fallback_goes_by_the_first_number_or_the_module() {
         ("", ""),
         ("a..1.b", "a..1"),
     ] {
-        assert_eq!(groups(None, &[name]), [named(group)], "{name}");
+        assert_eq!(groups(Some(b"{}"), &[name]), [named(group)], "{name}");
     }
 }
 
@@ -211,15 +246,15 @@ fn odd_numbers_are_no_blocks() {
 
 #[test]
 fn groups_are_in_order_of_use() {
-    let expert = Group::Expert { stack: Decoder, block: 2, expert: 0 };
+    let expert = Group::Expert { stack: Decoder, layer: 2, expert: 0 };
     let in_order = [
         Group::Embed,
-        Group::Block(Encoder, 0),
-        Group::Block(Encoder, 11),
+        Group::Layer(Encoder, 0),
+        Group::Layer(Encoder, 11),
         Group::Norm(Encoder),
-        Group::Block(Decoder, 2),
+        Group::Layer(Decoder, 2),
         expert,
-        Group::Block(Decoder, 10),
+        Group::Layer(Decoder, 10),
         Group::Norm(Decoder),
         Group::Head,
         named("a.02"),

@@ -1,12 +1,16 @@
-//! Decoders with routed experts: like Llama, but each expert of a block is a group of its own.
+//! Decoders with routed experts: like Llama, but each expert of a layer is a group of its own.
 
-use surf_protocol::Stack;
-
-use super::{Family, Part};
+use super::{Architecture, Family, Part, Stack};
 
 pub(super) const FAMILY: Family = Family {
-    model_types: &["mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3"],
-    architectures: &[
+    model_types: &[
+        ("mixtral", Architecture::Mixtral),
+        ("qwen2_moe", Architecture::Qwen2Moe),
+        ("qwen3_moe", Architecture::Qwen3Moe),
+        ("deepseek_v2", Architecture::DeepseekV2),
+        ("deepseek_v3", Architecture::DeepseekV3),
+    ],
+    classes: &[
         "MixtralForCausalLM",
         "Qwen2MoeForCausalLM",
         "Qwen3MoeForCausalLM",
@@ -18,7 +22,7 @@ pub(super) const FAMILY: Family = Family {
         ("embed_tokens", Part::Embed),
         ("layers.#.mlp.experts.#", Part::Expert(Stack::Decoder)),
         ("layers.#.block_sparse_moe.experts.#", Part::Expert(Stack::Decoder)),
-        ("layers.#", Part::Block(Stack::Decoder)),
+        ("layers.#", Part::Layer(Stack::Decoder)),
         ("norm", Part::Head),
     ],
     beside: &[("lm_head", Part::Head)],

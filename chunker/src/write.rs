@@ -3,29 +3,27 @@
 use serde_json::{Map, Value, json};
 use surf_protocol::Dtype;
 
-use super::{LENGTH_SIZE, SINGLES};
-use crate::packed;
+use crate::{checkpoint::dtype, header::LENGTH_SIZE};
 
 /// The bytes before the tensors of a file that holds `tensors`, each with its name, type and shape, one right behind
 /// the other in this order; or the name of one whose shape cannot be stored as its type. Blocks of GGML's are
-/// written as `packed` says. The same tensors give the same bytes.
+/// written as `checkpoint::dtype` says. The same tensors give the same bytes.
 pub fn header<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [u64])>) -> Result<Vec<u8>, String> {
     // As transformers writes it, and wants to read it.
     let mut metadata = Map::from_iter([("format".to_owned(), json!("pt"))]);
     let (mut entries, mut end) = (Map::new(), 0u64);
     for (name, dtype, shape) in tensors {
         let unstorable = || name.to_owned();
-        let single = SINGLES.iter().find(|(_, known)| *known == dtype);
-        let (stored, shape) = match (single, packed::entry(name, dtype)) {
-            (Some((stored, _)), _) => (*stored, shape.to_vec()),
+        let size = dtype.size_of(shape);
+        let (stored, shape) = match (dtype::stored(dtype), dtype::packed(name, dtype)) {
+            (Some(stored), _) => (stored, shape.to_vec()),
             (None, Some((key, kind))) => {
                 metadata.insert(key, json!(kind));
-                ("U8", packed::stored_shape(dtype, shape).ok_or_else(unstorable)?)
+                ("U8", dtype::packed_shape(dtype, shape).ok_or_else(unstorable)?)
             }
             (None, None) => return Err(unstorable()),
         };
         let start = end;
-        let size = SINGLES.iter().find(|(known, _)| *known == stored).and_then(|(_, of)| of.size_of(&shape));
         end = size.and_then(|size| start.checked_add(size)).ok_or_else(unstorable)?;
         entries
             .insert(name.to_owned(), json!({"dtype": stored, "shape": shape, "data_offsets": [start, end]}));
@@ -40,6 +38,7 @@ pub fn header<'a>(tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [u64])>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::header;
 
     #[test]
     fn what_is_written_reads_back() {
@@ -51,11 +50,17 @@ mod tests {
         ];
         let written = header(tensors).unwrap();
         let size = written.len() as u64 + 12 + 5 * 288 + 4 * 34;
-        let read = super::super::of(&written, size).unwrap();
+        let read = header::read(&mut &written[..], size).unwrap();
         let found: Vec<_> =
-            read.tensors.iter().map(|t| (t.name.as_str(), t.dtype.unwrap(), t.shape.as_slice())).collect();
-        assert_eq!(found.len(), tensors.len());
-        assert!(tensors.iter().all(|tensor| found.contains(tensor)), "{found:?}");
+            read.tensors.iter().map(|t| (t.name.as_str(), t.dtype.as_str(), t.shape.as_slice())).collect();
+        for expected in [
+            ("b", "BF16", &[2, 3][..]),
+            ("a", "U8:Q4_K", &[5, 288]),
+            ("empty", "F32", &[0]),
+            ("c", "U8:Q8_0", &[2, 2, 34]),
+        ] {
+            assert!(found.contains(&expected), "{found:?}");
+        }
         let places: Vec<u64> = ["b", "a", "c"]
             .map(|name| read.tensors.iter().find(|tensor| tensor.name == name).unwrap().offset)
             .to_vec();

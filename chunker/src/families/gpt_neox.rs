@@ -1,16 +1,14 @@
 //! GPT-NeoX and Pythia.
 
-use surf_protocol::Stack;
-
-use super::{Family, Part};
+use super::{Architecture, Family, Part, Stack};
 
 pub(super) const FAMILY: Family = Family {
-    model_types: &["gpt_neox"],
-    architectures: &["GPTNeoXForCausalLM"],
+    model_types: &[("gpt_neox", Architecture::GptNeox)],
+    classes: &["GPTNeoXForCausalLM"],
     roots: &["gpt_neox.", ""],
     rules: &[
         ("embed_in", Part::Embed),
-        ("layers.#", Part::Block(Stack::Decoder)),
+        ("layers.#", Part::Layer(Stack::Decoder)),
         ("final_layer_norm", Part::Head),
     ],
     beside: &[("embed_out", Part::Head), ("lm_head", Part::Head)],
