@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashSet,
+    fs,
     io::{self, BufReader, Read, Seek, SeekFrom},
     path::PathBuf,
     sync::Arc,
@@ -17,11 +18,7 @@ use surf_protocol::{
     manifest::{ChunkEntry, FORMAT, ManifestError, Parts},
 };
 
-use super::{
-    StoreError,
-    disk::Disk,
-    open::{chunks_at, remove},
-};
+use super::{StoreError, disk::Disk, open::chunks_at};
 
 /// Why a model stays as it is.
 #[derive(Debug, thiserror::Error)]
@@ -159,8 +156,14 @@ impl Disk {
             self.set_alias(&name, new)?;
         }
         // Only now that everything stands under the new id: a crash before this does it all once more.
-        remove(&self.layout.note(model), "it is about a model that has a new id");
-        remove(&self.layout.manifest(model), "its model has a new id");
+        for path in [self.layout.note(model), self.layout.manifest(model)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove what is about an old id");
+                }
+                _ => (),
+            }
+        }
         let ids: Vec<ChunkId> = files.iter().flat_map(|file| &file.chunks).map(|chunk| chunk.id).collect();
         let needed = {
             let mut catalogue = self.catalogue();

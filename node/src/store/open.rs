@@ -224,7 +224,7 @@ fn read_bounded(path: &Path, size_max: u64) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-pub(super) fn remove(path: &Path, why: &str) {
+fn remove(path: &Path, why: &str) {
     tracing::warn!(path = %path.display(), "removing a file: {why}");
     if let Err(error) = fs::remove_file(path) {
         tracing::warn!(path = %path.display(), %error, "cannot remove it");

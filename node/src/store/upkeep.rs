@@ -38,6 +38,8 @@ impl Disk {
         }
         self.write(&self.layout.manifest(id), &manifest.encode(), Layout::write_synced)?;
         self.index.set_checked(id);
+        // Counted here, on a thread that may take its time.
+        self.groups_of(&manifest);
         let pinned = self.catalogue().is_pinned(id);
         self.catalogue().manifests.insert(id, Arc::clone(&manifest));
         if pinned {
