@@ -172,7 +172,7 @@ pub enum TensorFault {
     #[error("the header names it twice")]
     Twice,
     #[error(transparent)]
-    Dtype(TagError),
+    Tag(TagError),
     #[error("its bytes end ({end}) before they begin ({begin})")]
     Backwards { begin: u64, end: u64 },
     #[error("its bytes end at {end}, but the file has only {data} bytes of data")]

@@ -402,7 +402,7 @@ fn placed(entry: Entry, space: &Space) -> Result<Tensor, TensorFault> {
         // Where there are no bytes, the file may end before they would begin.
         Some(start) if inside || bytes == 0 => Ok(Tensor {
             name,
-            dtype: tag(kind).parse().map_err(TensorFault::Dtype)?,
+            dtype: tag(kind).parse().map_err(TensorFault::Tag)?,
             shape,
             block: known.map(|(_, block, _)| *block),
             offset: start.min(size),

@@ -157,7 +157,7 @@ fn check(entries: Entries, start: u64, end: u64) -> Result<Header, FileFault> {
     for (name, entry) in entries.found {
         let (begin, end) = entry.data_offsets;
         let fault = match entry.dtype.parse() {
-            Err(error) => TensorFault::Dtype(error),
+            Err(error) => TensorFault::Tag(error),
             Ok(_) if end < begin => TensorFault::Backwards { begin, end },
             Ok(_) if data < end => TensorFault::PastEnd { end, data },
             Ok(dtype) => {

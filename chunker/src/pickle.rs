@@ -152,7 +152,7 @@ fn placed(
         end => return Err(TensorFault::PastEnd { end: end.unwrap_or(u64::MAX), data: room }),
     }
     let (name, shape) = (name.to_owned(), view.shape.clone());
-    let dtype = element.dtype.parse().map_err(TensorFault::Dtype)?;
+    let dtype = element.dtype.parse().map_err(TensorFault::Tag)?;
     Ok(Tensor { name, dtype, shape, block: Some(1), offset: start + offset, size: taken })
 }
 

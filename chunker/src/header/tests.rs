@@ -47,7 +47,7 @@ fn any_type_and_shape_is_read() {
     }
     for dtype in ["", &"F".repeat(24)] {
         assert!(
-            matches!(of(dtype, "[2]"), Err(FileFault::Tensor { fault: TensorFault::Dtype(_), .. })),
+            matches!(of(dtype, "[2]"), Err(FileFault::Tensor { fault: TensorFault::Tag(_), .. })),
             "{dtype}"
         );
     }
