@@ -167,6 +167,10 @@ impl Library for Slow {
         self.store.have(model)
     }
 
+    fn size(&self, id: ChunkId) -> Option<usize> {
+        self.store.size(id)
+    }
+
     fn serve(&self, id: ChunkId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>> {
         Box::pin(async move {
             let _turn = self.turn.lock().await;

@@ -49,7 +49,8 @@ impl NodeError {
 impl From<SourceError> for NodeError {
     fn from(error: SourceError) -> Self {
         match error {
-            SourceError::Missing(_) => Self::NotFound(error.to_string()),
+            SourceError::Missing(_) | SourceError::Gone(_) => Self::NotFound(error.to_string()),
+            SourceError::WrongSize { .. } => Self::Invalid(error.to_string()),
             SourceError::Failed { .. } => Self::Failed(error.to_string()),
         }
     }

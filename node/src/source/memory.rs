@@ -108,6 +108,10 @@ impl Library for Memory {
         Box::pin(async move { Ok(found) })
     }
 
+    fn size(&self, id: ChunkId) -> Option<usize> {
+        self.chunk(id).map(|chunk| chunk.bytes().len())
+    }
+
     fn serve(&self, id: ChunkId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>> {
         let found = self.chunk(id).map(|chunk| chunk.bytes().clone());
         Box::pin(async move { Ok(found) })

@@ -110,6 +110,9 @@ pub trait Library: fmt::Debug + Send + Sync {
     /// Which chunks of `model` are here, by its manifest's chunk list.
     fn have(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bitmap>, SourceError>>;
 
+    /// How many bytes a chunk has, if it is here. Fast, and reads none of them.
+    fn size(&self, id: ChunkId) -> Option<usize>;
+
     /// The bytes of a chunk.
     fn serve(&self, id: ChunkId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>>;
 }
@@ -120,6 +123,21 @@ pub enum SourceError {
     /// Nobody who can be reached has it.
     #[error("nobody reachable holds chunk {0}")]
     Missing(ChunkId),
+    /// Somebody had it, and cannot be reached any more: they may come back.
+    #[error("nobody who had chunk {0} can be reached any more")]
+    Gone(ChunkId),
+    /// The manifest is wrong, whoever was asked: bytes with this hash have another size than it says.
+    #[error("the manifest of {model} is wrong about chunk {id}: it says {says} bytes, and there are {is}")]
+    WrongSize {
+        /// Whose manifest.
+        model: ModelId,
+        /// The chunk.
+        id: ChunkId,
+        /// Bytes that the manifest says.
+        says: u32,
+        /// Bytes that there are.
+        is: u32,
+    },
     /// A source failed.
     #[error("{origin}: {cause}")]
     Failed {

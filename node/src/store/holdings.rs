@@ -156,6 +156,11 @@ impl Holdings {
         self.chunks.contains_key(&id)
     }
 
+    /// How many bytes a chunk has that is here.
+    pub(super) fn size(&self, id: ChunkId) -> Option<usize> {
+        self.chunks.get(&id).map(|held| held.size as usize)
+    }
+
     /// Books a chunk file that was found when the store opened.
     pub(super) fn adopt(&mut self, id: ChunkId, record: Record) {
         self.clock = self.clock.max(record.last_use);

@@ -389,6 +389,10 @@ impl Library for Store {
         Box::pin(async move { Ok(found) })
     }
 
+    fn size(&self, id: ChunkId) -> Option<usize> {
+        self.disk.holdings().size(id)
+    }
+
     fn serve(&self, id: ChunkId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>> {
         Box::pin(async move {
             if !self.contains(id) {

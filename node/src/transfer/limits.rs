@@ -29,8 +29,8 @@ pub(super) const BANNED_MAX: usize = 4096;
 /// Peers without a connection whose traffic is remembered.
 pub(super) const REMEMBERED_MAX: usize = 1024;
 
-/// Bytes that one peer may have asked for and not yet received. Chunks are mapped files, so this
-/// is mostly page cache; a manifest or a proof is memory.
+/// Bytes that one peer may have asked for and not yet received. What is being sent is held as one for all:
+/// [`BODIES_MAX`].
 pub(super) const OUTSTANDING_PER_PEER: usize = 64 * 1024 * 1024;
 
 /// Requests of one peer that may wait for others of its own to be done. Beyond this it is told to
@@ -43,6 +43,26 @@ pub(super) const WAITING_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a request may wait for its turn to be served before it is told to ask again. Somebody who
 /// takes nothing is cut off before that.
 pub(super) const TURN_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// Bytes of bodies that are held while they are sent, for all peers together: room for the largest manifest beside
+/// as many chunks as a fast line has under way.
+pub(super) const BODIES_MAX: usize = 128 * 1024 * 1024;
+
+/// How long a request waits for such room before it is told to ask again.
+pub(super) const BODY_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// How long a peer may take nothing of a body while others wait for room.
+pub(super) const STALL_WANTED: Duration = Duration::from_secs(1);
+
+/// Answers too small to need a turn that a peer may have without having taken them: few until it has taken one.
+pub(super) const SMALL_FIRST: usize = 8;
+pub(super) const SMALL_MAX: usize = STREAMS_PER_PEER_MAX as usize;
+
+/// Models of which a peer may listen at a time to what is here: each is a bitmap here, and a frame on its way.
+pub(super) const TOLD_PER_PEER_MAX: usize = 32;
+
+/// A connection that has been of no use for this long makes room for a new one, where there are too many.
+pub(super) const USELESS: Duration = Duration::from_secs(5);
 
 /// How long connecting may take, over all addresses of a peer.
 pub(super) const DIAL_TIME_MAX: Duration = Duration::from_secs(5);
@@ -73,3 +93,4 @@ pub(super) const UNUSED_MAX: Duration = Duration::from_secs(120);
 const _: () = assert!(STALL.as_secs() < TURN_TIME_MAX.as_secs());
 const _: () = assert!(CHUNK_SIZE_MAX < OUTSTANDING_PER_PEER);
 const _: () = assert!(MANIFEST_SIZE_MAX <= OUTSTANDING_PER_PEER, "the largest body must fit");
+const _: () = assert!(MANIFEST_SIZE_MAX < BODIES_MAX, "and something beside it");

@@ -5,7 +5,9 @@
 //! [`surf_protocol::wire`]. In a private swarm both ends prove its key before that (`proof.rs`). Nothing here verifies chunks, chooses peers or retries: that is
 //! [`fetch`](crate::fetch). What a stranger can make us hold is bounded, in `limits.rs`.
 
+mod bodies;
 mod body;
+mod budget;
 mod client;
 mod congestion;
 mod dial;

@@ -3,23 +3,19 @@
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, Weak},
 };
 
 use surf_protocol::NodeId;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use super::{
-    PeerTraffic, code,
+    PeerTraffic,
+    budget::Budget,
+    code,
     limits::{
-        ACCEPTED_PER_PEER, BANNED_MAX, DIALLED_SHARE, EASY_SHARE, OUTSTANDING_PER_PEER, REMEMBERED_MAX,
-        TUNNEL_KEPT, TUNNELLED_MAX, TUNNELLED_PER_PEER, WAITING_PER_PEER, WAITING_TIME_MAX,
+        ACCEPTED_PER_PEER, BANNED_MAX, DIALLED_SHARE, EASY_SHARE, REMEMBERED_MAX, TUNNEL_KEPT, TUNNELLED_MAX,
+        TUNNELLED_PER_PEER, USELESS,
     },
     rates::{Rate, SAMPLED},
     turns::Meter,
@@ -45,6 +41,8 @@ struct State {
     /// The same, in the order in which they were banned.
     ban_order: VecDeque<NodeId>,
     accepted: usize,
+    /// Of those, how many have been told to make room and have not gone yet.
+    leaving: usize,
     dialled: usize,
     /// Streams through tunnels that peers have opened.
     tunnelled: usize,
@@ -52,7 +50,7 @@ struct State {
 
 #[derive(Debug)]
 struct Known {
-    links: Vec<(Side, quinn::Connection)>,
+    links: Vec<Connected>,
     tunnel: Option<Tunnel>,
     addr: Option<SocketAddr>,
     route: Route,
@@ -62,6 +60,15 @@ struct Known {
     up: Rate,
     down: Rate,
     budget: Arc<Budget>,
+}
+
+/// A connection of the data plane.
+#[derive(Clone, Debug)]
+struct Connected {
+    side: Side,
+    connection: quinn::Connection,
+    since: Instant,
+    leaving: bool,
 }
 
 /// What goes on streams of the control plane.
@@ -112,6 +119,8 @@ pub(super) enum Welcome {
     Easy,
     /// Take it if the address is shown to be the other's own.
     Proven,
+    /// Others have all that they may have: only in the place of one that is of no use.
+    Crowded,
     /// There are too many.
     Not,
 }
@@ -155,7 +164,8 @@ impl Peers {
         let known = state.known.entry(id).or_default();
         known.addr = Some(connection.remote_address());
         known.route = Route::of(connection.remote_address());
-        known.links.push((side, connection.clone()));
+        let (since, leaving) = (Instant::now(), false);
+        known.links.push(Connected { side, connection: connection.clone(), since, leaving });
         let budget = Arc::clone(&known.budget);
         Ok(Registered { peers: Arc::clone(self), id, side, connection, budget, meter: Meter::default() })
     }
@@ -209,18 +219,44 @@ impl Peers {
         let state = self.state();
         let accepted_max = accepted_max(self.connections);
         match state.accepted {
-            _ if self.connections <= state.accepted + state.dialled => Welcome::Not,
-            accepted if accepted_max <= accepted => Welcome::Not,
+            _ if self.connections <= state.accepted - state.leaving + state.dialled => Welcome::Not,
+            accepted if accepted_max <= accepted - state.leaving => Welcome::Crowded,
             accepted if accepted_max / EASY_SHARE <= accepted => Welcome::Proven,
             _ => Welcome::Easy,
         }
+    }
+
+    /// Closes the connection of others' that has been of least use, if there is one that is of none. Whoever is at its
+    /// other end may come back when it wants something.
+    pub(super) fn make_room(&self) -> bool {
+        let now = Instant::now();
+        let mut state = self.state();
+        let useless = |known: &&mut Known| known.up.per_second() + known.down.per_second() < USEFUL_MIN;
+        let links = state.known.values_mut().filter(useless).flat_map(|known| {
+            let total = known.sent + known.received;
+            known.links.iter_mut().map(move |wire| (total, wire))
+        });
+        let theirs = links.filter(|(_, wire)| wire.side == Side::Accepted && !wire.leaving);
+        let old = theirs.filter(|(_, wire)| USELESS <= now.saturating_duration_since(wire.since));
+        let moved = |wire: &Connected| {
+            let stats = wire.connection.stats();
+            stats.udp_tx.bytes + stats.udp_rx.bytes
+        };
+        let least = old.min_by_key(|(total, wire)| (total + moved(wire), wire.since));
+        let Some((_, wire)) = least else { return false };
+        wire.leaving = true;
+        let connection = wire.connection.clone();
+        state.leaving += 1;
+        drop(state);
+        connection.close(code::TOO_MANY, b"others want its place");
+        true
     }
 
     /// Every connection that we made.
     pub(super) fn dialled(&self) -> Vec<quinn::Connection> {
         let state = self.state();
         let links = state.known.values().flat_map(|known| &known.links);
-        links.filter(|(side, _)| *side == Side::Dialled).map(|(_, connection)| connection.clone()).collect()
+        links.filter(|wire| wire.side == Side::Dialled).map(|wire| wire.connection.clone()).collect()
     }
 
     /// Closes all connections with `id`, and refuses new ones.
@@ -236,8 +272,8 @@ impl Peers {
         }
         let links = state.known.get(&id).map_or_else(Vec::new, |known| known.links.clone());
         drop(state);
-        for (_, connection) in links {
-            connection.close(code::BANNED, b"banned");
+        for wire in links {
+            wire.connection.close(code::BANNED, b"banned");
         }
     }
 
@@ -253,7 +289,7 @@ impl Peers {
                 received,
                 rate_up: known.up.per_second(),
                 rate_down: known.down.per_second(),
-                rtt: known.links.iter().map(|(_, connection)| connection.rtt()).min(),
+                rtt: known.links.iter().map(|wire| wire.connection.rtt()).min(),
                 connections: known.links.len(),
             }
         });
@@ -288,7 +324,9 @@ impl Default for Known {
 
 impl Known {
     fn link(&self) -> Option<Link> {
-        if let Some((_, quickest)) = self.links.iter().min_by_key(|(_, connection)| connection.rtt()) {
+        let open =
+            self.links.iter().map(|wire| &wire.connection).filter(|link| link.close_reason().is_none());
+        if let Some(quickest) = open.min_by_key(|connection| connection.rtt()) {
             return Some(Link { route: Route::of(quickest.remote_address()), rtt: quickest.rtt() });
         }
         let fresh = |tunnel: &&Tunnel| tunnel.is_open() || Instant::now() < tunnel.used + TUNNEL_KEPT;
@@ -297,14 +335,20 @@ impl Known {
 
     /// Bytes sent and received.
     fn totals(&self) -> (u64, u64) {
-        self.links.iter().fold((self.sent, self.received), |(sent, received), (_, connection)| {
-            let stats = connection.stats();
+        self.links.iter().fold((self.sent, self.received), |(sent, received), wire| {
+            let stats = wire.connection.stats();
             (sent + stats.udp_tx.bytes, received + stats.udp_rx.bytes)
         })
     }
 
     fn is_here(&self) -> bool {
         !self.links.is_empty() || self.tunnel.as_ref().is_some_and(Tunnel::is_open)
+    }
+}
+
+impl Connected {
+    fn is_open(&self, side: Side) -> bool {
+        self.side == side && self.connection.close_reason().is_none()
     }
 }
 
@@ -331,28 +375,25 @@ impl State {
     /// again leaves some behind that nobody is at the other end of.
     fn close_oldest(&self, id: NodeId) {
         let links = self.known.get(&id).into_iter().flat_map(|known| &known.links);
-        let theirs = links.filter(|(side, link)| *side == Side::Accepted && link.close_reason().is_none());
-        let theirs: Vec<_> = theirs.collect();
+        let theirs: Vec<_> = links.filter(|wire| wire.is_open(Side::Accepted)).collect();
         if ACCEPTED_PER_PEER <= theirs.len()
-            && let Some((_, oldest)) = theirs.first()
+            && let Some(oldest) = theirs.first()
         {
-            oldest.close(code::TOO_MANY, b"there are newer ones");
+            oldest.connection.close(code::TOO_MANY, b"there are newer ones");
         }
     }
 
     fn check_room(&self, id: NodeId, side: Side, connections: usize) -> Result<(), Unwanted> {
-        let of_peer = self.known.get(&id).map_or(0, |known| {
-            known
-                .links
-                .iter()
-                .filter(|(theirs, link)| *theirs == side && link.close_reason().is_none())
-                .count()
-        });
+        let of_peer = self
+            .known
+            .get(&id)
+            .map_or(0, |known| known.links.iter().filter(|wire| wire.is_open(side)).count());
+        let accepted = self.accepted - self.leaving;
         let room = match side {
-            Side::Accepted => self.accepted < accepted_max(connections) && of_peer < ACCEPTED_PER_PEER,
+            Side::Accepted => accepted < accepted_max(connections) && of_peer < ACCEPTED_PER_PEER,
             Side::Dialled => true,
         };
-        if room && self.accepted + self.dialled < connections { Ok(()) } else { Err(Unwanted::TooMany) }
+        if room && accepted + self.dialled < connections { Ok(()) } else { Err(Unwanted::TooMany) }
     }
 
     /// Makes room for one more peer, if there are too many without a connection.
@@ -367,6 +408,9 @@ impl State {
         }
     }
 }
+
+/// Bytes a second on a connection that is of use. Keeping one alive takes fewer.
+const USEFUL_MIN: u64 = 512;
 
 /// How many of `connections` others may have to us.
 fn accepted_max(connections: usize) -> usize {
@@ -384,8 +428,12 @@ impl Drop for Registered {
             Side::Dialled => state.dialled -= 1,
         }
         let id = self.connection.stable_id();
+        let gone = state.known.get_mut(&self.id).and_then(|known| {
+            let at = known.links.iter().position(|wire| wire.connection.stable_id() == id)?;
+            Some(known.links.remove(at))
+        });
+        state.leaving -= usize::from(gone.is_some_and(|wire| wire.leaving));
         if let Some(known) = state.known.get_mut(&self.id) {
-            known.links.retain(|(_, connection)| connection.stable_id() != id);
             known.sent += stats.udp_tx.bytes;
             known.received += stats.udp_rx.bytes;
         }
@@ -427,93 +475,9 @@ impl Drop for Passage {
     }
 }
 
-/// How much a peer may have outstanding, over all its connections.
-#[derive(Debug)]
-pub(super) struct Budget {
-    /// In units of [`UNIT`].
-    free: Arc<Semaphore>,
-    waiting: AtomicUsize,
-}
-
-/// Bytes per permit: semaphores count in `u32`.
-const UNIT: usize = 1024;
-
-/// The peer has asked for too much at once.
-#[derive(Debug)]
-pub(super) struct TooMuch;
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self { free: Arc::new(Semaphore::new(OUTSTANDING_PER_PEER / UNIT)), waiting: AtomicUsize::new(0) }
-    }
-}
-
-impl Budget {
-    /// Room for `bytes`, which stays taken until the permit is dropped. Waits for earlier requests
-    /// of the same peer, but not for long.
-    pub(super) async fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, TooMuch> {
-        let units = u32::try_from(units(bytes)).expect("no more than the whole budget");
-        if let Ok(permit) = Arc::clone(&self.free).try_acquire_many_owned(units) {
-            return Ok(permit);
-        }
-        let _waits = Waits::begin(&self.waiting).ok_or(TooMuch)?;
-        let permit = Arc::clone(&self.free).acquire_many_owned(units);
-        match tokio::time::timeout(WAITING_TIME_MAX, permit).await {
-            Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
-            Err(_) => Err(TooMuch),
-        }
-    }
-
-    /// Gives back what `permit` has too much for `bytes`.
-    pub(super) fn shrink(permit: &mut OwnedSemaphorePermit, bytes: usize) {
-        let surplus = permit.num_permits().saturating_sub(units(bytes));
-        drop(permit.split(surplus));
-    }
-}
-
-fn units(bytes: usize) -> usize {
-    bytes.div_ceil(UNIT).min(OUTSTANDING_PER_PEER / UNIT)
-}
-
-/// One that waits, counted until dropped.
-struct Waits<'a>(&'a AtomicUsize);
-
-impl<'a> Waits<'a> {
-    fn begin(count: &'a AtomicUsize) -> Option<Self> {
-        let waits = Self(count);
-        (count.fetch_add(1, Ordering::Relaxed) < WAITING_PER_PEER).then_some(waits)
-    }
-}
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_asks_for_too_much_is_told_so() {
-        let budget = Arc::new(Budget::default());
-        let mut first = budget.take(OUTSTANDING_PER_PEER).await.unwrap();
-        let waiting: Vec<_> = (0..WAITING_PER_PEER)
-            .map(|_| {
-                let budget = Arc::clone(&budget);
-                tokio::spawn(async move { budget.take(UNIT).await.is_ok() })
-            })
-            .collect();
-        tokio::task::yield_now().await;
-        assert!(budget.take(1).await.is_err(), "one more than may wait");
-        Budget::shrink(&mut first, OUTSTANDING_PER_PEER - 10 * UNIT);
-        let served = futures::future::join_all(waiting).await;
-        // Each gives its permit back at once, so ten places serve them all.
-        assert!(served.into_iter().all(|served| served.unwrap()));
-        let _all = budget.take(10 * UNIT).await.unwrap();
-        assert!(budget.take(1).await.is_err(), "waits, but not forever");
-    }
 
     #[test]
     fn the_first_banned_is_forgotten_first() {

@@ -1,14 +1,17 @@
 //! The half that answers: one task per connection, one per request, both bounded.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
 use surf_protocol::{
     ChunkId, ModelId, NodeId,
-    limits::{CHUNK_SIZE_MAX, HOLDINGS_SIZE_MAX, MANIFEST_SIZE_MAX, REQUEST_SIZE_MAX},
+    limits::{MANIFEST_SIZE_MAX, REQUEST_SIZE_MAX},
     range,
     wire::{self, Refusal, Reply, Request},
 };
@@ -19,9 +22,11 @@ use tokio::{
 use tracing::{Instrument, debug, debug_span, warn};
 
 use super::{
+    bodies::Bodies,
+    budget::{Budget, Small, TooMuch},
     code,
-    limits::{DIAL_TIME_MAX, REQUEST_TIME_MAX, STALL, STALL_BYTES},
-    peers::{Budget, Peers, Registered, Side, TooMuch, Welcome},
+    limits::{DIAL_TIME_MAX, REQUEST_TIME_MAX, STALL_BYTES, STALL_WANTED},
+    peers::{Peers, Registered, Side, Welcome},
     proof::{Audience, Prover},
     turns::{PACE, Turn, Turns},
 };
@@ -37,6 +42,9 @@ use crate::{
 /// Bytes that are handed to QUIC at once. It counts a piece as sent when all of it is acknowledged.
 const PIECE: usize = 256 * 1024;
 
+/// Manifests that are read and not counted yet.
+const MANIFESTS_AT_ONCE: usize = 2;
+
 /// Answers peers out of a library.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -50,6 +58,10 @@ pub(super) struct Server {
     prover: Option<Arc<Prover>>,
     /// Proofs that are made at once. Each hashes a whole chunk, on one core.
     proofs: Semaphore,
+    /// Room for what is being sent.
+    bodies: Bodies,
+    /// Manifests that are read at once: how much room one takes is known only then.
+    manifests: Semaphore,
 }
 
 /// A reply that can be sent.
@@ -57,15 +69,31 @@ pub(super) struct Answer {
     pub(super) body: Bytes,
     /// For as long as it is sent, if it needed one.
     pub(super) turn: Option<Turn>,
-    /// The part of the peer's budget that it takes.
-    pub(super) room: OwnedSemaphorePermit,
+    /// What it takes of the peer's budget and of the room for bodies.
+    pub(super) room: Room,
+}
+
+/// What a reply takes until it is sent.
+#[derive(Debug)]
+pub(super) struct Room {
+    _budget: OwnedSemaphorePermit,
+    _body: OwnedSemaphorePermit,
+    /// If it needed no turn.
+    small: Option<Small>,
+}
+
+impl Room {
+    /// The peer has everything.
+    pub(super) fn done(self) {
+        self.small.into_iter().for_each(Small::taken);
+    }
 }
 
 /// How sending a reply ended, other than well.
 #[derive(Debug, thiserror::Error)]
 enum Undelivered {
-    #[error("the peer took nothing for {} s", STALL.as_secs())]
-    Stalled,
+    #[error("the peer took nothing for {0:?}")]
+    Stalled(Duration),
     #[error("the peer no longer wants it")]
     Unwanted,
     #[error(transparent)]
@@ -80,7 +108,9 @@ impl Server {
         prover: Option<Arc<Prover>>,
     ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { library, peers, turns: Arc::default(), up, prover, proofs: Semaphore::new(cores) }
+        let (proofs, manifests) = (Semaphore::new(cores), Semaphore::new(MANIFESTS_AT_ONCE));
+        let (turns, bodies) = (Arc::default(), Bodies::default());
+        Self { library, peers, turns, up, prover, proofs, bodies, manifests }
     }
 
     pub(super) fn library(&self) -> &Arc<dyn Library> {
@@ -89,6 +119,10 @@ impl Server {
 
     pub(super) fn peers(&self) -> &Arc<Peers> {
         &self.peers
+    }
+
+    pub(super) fn bodies(&self) -> &Bodies {
+        &self.bodies
     }
 
     pub(super) fn up(&self) -> &Arc<Limiter> {
@@ -107,7 +141,13 @@ impl Server {
                     let _ = incoming.retry();
                     continue;
                 }
-                Welcome::Not => {
+                // Whoever has shown its address may take the place of one that is of no use.
+                Welcome::Crowded if !incoming.remote_address_validated() => {
+                    let _ = incoming.retry();
+                    continue;
+                }
+                Welcome::Crowded if self.peers.make_room() => (),
+                Welcome::Crowded | Welcome::Not => {
                     incoming.refuse();
                     continue;
                 }
@@ -174,24 +214,27 @@ impl Server {
             return;
         };
         if let Ok(Request::Have(model)) = wire::decode_request(&bytes) {
-            return self.tell(model, &mut send).await;
+            return self.tell(model, &registered.budget, &mut send).await;
         }
         let answered = tokio::select! {
             answered = self.answer(&bytes, registered.id, &registered.budget) => answered,
             // Whoever waits for a turn leaves the queue.
             _ = send.stopped() => return,
         };
-        let (reply, body, turn, _room) = match answered {
+        let (reply, body, turn, room) = match answered {
             Ok(Answer { body, turn, room }) => {
                 (Reply::Found { size: body.len() as u64 }, body, turn, Some(room))
             }
             Err(refusal) => (Reply::Refused(refusal), Bytes::new(), None, None),
         };
         let header = wire::encode_reply(&reply).into();
-        let held = AtomicBool::new(false);
-        let writing = write(&mut send, header, body, &self.up, &held);
-        match deliver(writing, turn.as_ref(), &registered, &held).await {
-            Ok(()) => turn.into_iter().for_each(Turn::done),
+        let progress = Progress::default();
+        let writing = write(&mut send, header, body, &self.up, &progress);
+        match self.deliver(writing, turn.as_ref(), &registered, &progress).await {
+            Ok(()) => {
+                turn.into_iter().for_each(Turn::done);
+                room.into_iter().for_each(Room::done);
+            }
             Err(error) => {
                 debug!(%error, "reply not delivered");
                 // Whatever is left of it need not be sent.
@@ -201,16 +244,24 @@ impl Server {
     }
 
     /// Tells a peer what is here of `model`, until it has heard enough.
-    async fn tell(&self, model: ModelId, send: &mut quinn::SendStream) {
+    async fn tell(&self, model: ModelId, budget: &Budget, send: &mut quinn::SendStream) {
+        let told = budget.tell();
         let mut telling = Telling::new(Arc::clone(&self.library), model);
-        let first = found(telling.next().await);
+        let first = match &told {
+            Ok(_) => found(telling.next().await),
+            Err(TooMuch) => Err(Refusal::Busy),
+        };
         let reply = first
             .as_ref()
             .map_or_else(|refusal| Reply::Refused(*refusal), |_| Reply::Found { size: wire::ENDLESS });
-        let mut frame =
+        let mut frame: Bytes =
             [&wire::encode_reply(&reply)[..], first.as_deref().unwrap_or_default()].concat().into();
         loop {
-            if !matches!(timeout(STALL, send.write_chunk(frame)).await, Ok(Ok(())))
+            // A frame is small where models are; the room for those of large ones is what bodies have.
+            let Ok(_room) = self.bodies.take(frame.len()).await else {
+                return drop(send.reset(code::STALLED));
+            };
+            if !matches!(timeout(self.bodies.patience(), send.write_chunk(frame)).await, Ok(Ok(())))
                 || matches!(reply, Reply::Refused(_))
             {
                 // Finished or given up; it cannot fail for any other reason.
@@ -232,54 +283,148 @@ impl Server {
         &self,
         request: &[u8],
         peer: NodeId,
-        budget: &Budget,
+        budget: &Arc<Budget>,
     ) -> Result<Answer, Refusal> {
-        let request = wire::decode_request(request).map_err(|_| Refusal::Malformed)?;
-        let mut room = budget.take(size_max(&request)).await.map_err(|TooMuch| Refusal::Busy)?;
-        let (body, turn) = match request {
-            Request::Manifest(model) => (found(self.library.manifest(model).await)?, None),
+        match wire::decode_request(request).map_err(|_| Refusal::Malformed)? {
+            Request::Manifest(model) => self.manifest(model, budget).await,
             // These are told, by `tell`: there is no one answer.
-            Request::Have(_) => return Err(Refusal::Malformed),
+            Request::Have(_) => Err(Refusal::Malformed),
             Request::Chunk(id) => {
-                let chunk = found(self.library.serve(id).await)?;
-                // While it waits, it takes no more room than it has to.
-                Budget::shrink(&mut room, chunk.len());
-                let turn = self.turn(peer, Some(id), chunk.len()).await?;
-                (chunk, turn)
+                let size = self.library.size(id).ok_or(Refusal::NotHere)?;
+                let (turn, room) = self.room(peer, Some(id), size, budget).await?;
+                let body = found(holding(turn.as_ref(), self.library.serve(id)).await)?;
+                Ok(Answer { body, turn, room })
             }
             Request::Range { id, range } => {
-                let chunk = found(self.library.serve(id).await)?;
-                let asked = range.end.saturating_sub(range.start).min(chunk.len() as u32);
-                let turn = self.turn(peer, None, range::encoded_size_max(asked)).await?;
-                let _one = self.proofs.acquire().await.expect("never closed");
-                let proof = tokio::task::spawn_blocking(move || range::encode(&chunk, range)).await;
-                (proof.map_err(|_| Refusal::Failed)?.map_err(|_| Refusal::Malformed)?.into(), turn)
+                let size = self.library.size(id).ok_or(Refusal::NotHere)?;
+                let asked = range.end.saturating_sub(range.start).min(size as u32);
+                let (turn, room) = self.room(peer, None, range::encoded_size_max(asked), budget).await?;
+                let body = holding(turn.as_ref(), self.proof(id, range)).await?;
+                Ok(Answer { body, turn, room })
             }
-        };
-        Budget::shrink(&mut room, body.len());
-        Ok(Answer { body, turn, room })
+        }
+    }
+
+    async fn proof(&self, id: ChunkId, range: std::ops::Range<u32>) -> Result<Bytes, Refusal> {
+        let _one = self.proofs.acquire().await.map_err(|_| Refusal::Failed)?;
+        let chunk = found(self.library.serve(id).await)?;
+        let proof = tokio::task::spawn_blocking(move || range::encode(&chunk, range)).await;
+        Ok(proof.map_err(|_| Refusal::Failed)?.map_err(|_| Refusal::Malformed)?.into())
+    }
+
+    async fn manifest(&self, model: ModelId, budget: &Arc<Budget>) -> Result<Answer, Refusal> {
+        let mut of_peer = budget.take(MANIFEST_SIZE_MAX).await?;
+        let one = self.manifests.acquire().await.map_err(|_| Refusal::Failed)?;
+        let body = found(self.library.manifest(model).await)?;
+        let room = self.bodies.take(body.len()).await?;
+        drop(one);
+        Budget::shrink(&mut of_peer, body.len());
+        let small = if body.len() < SMALL { Some(budget.small().await?) } else { None };
+        Ok(Answer { body, turn: None, room: Room { _budget: of_peer, _body: room, small } })
+    }
+
+    /// Waits until `peer` may be sent `size` bytes, and there is room for them. If they are few, they need no turn.
+    async fn room(
+        &self,
+        peer: NodeId,
+        chunk: Option<ChunkId>,
+        size: usize,
+        budget: &Arc<Budget>,
+    ) -> Result<(Option<Turn>, Room), Refusal> {
+        let of_peer = budget.take(size).await?;
+        let small = if size < SMALL { Some(budget.small().await?) } else { None };
+        let turn = self.turn(peer, chunk, size).await?;
+        let body = holding(turn.as_ref(), self.bodies.take(size)).await?;
+        Ok((turn, Room { _budget: of_peer, _body: body, small }))
     }
 
     /// Waits for the turn of `peer` to be sent `size` bytes, unless they are so few that they need none.
     async fn turn(&self, peer: NodeId, chunk: Option<ChunkId>, size: usize) -> Result<Option<Turn>, Refusal> {
-        let size = size as u64;
-        if size < service::QUEUED_MIN {
+        if size < SMALL {
             return Ok(None);
         }
-        self.turns.take(service::Request { peer, chunk, size }).await.map(Some)
+        self.turns.take(service::Request { peer, chunk, size: size as u64 }).await.map(Some)
+    }
+
+    /// Waits until a whole reply is written, and says how far it is. Gives up on a peer that takes nothing, the sooner
+    /// if others wait for the room.
+    async fn deliver(
+        &self,
+        writing: impl Future<Output = Result<(), Undelivered>>,
+        turn: Option<&Turn>,
+        registered: &Registered,
+        progress: &Progress,
+    ) -> Result<(), Undelivered> {
+        let left = || registered.connection.stats().udp_tx.bytes;
+        let (mut before, mut since) = ((progress.written(), left()), Instant::now());
+        let metered = turn.map(|turn| (turn, registered.meter.begin(before.1)));
+        metered.iter().for_each(|(turn, _)| turn.held());
+        let pace = if metered.is_some() { PACE } else { STALL_WANTED / 2 };
+        tokio::pin!(writing);
+        loop {
+            let done = timeout(pace, &mut writing).await;
+            let now = (progress.written(), left());
+            if let Some((turn, metered)) = &metered {
+                turn.sent(metered.since(now.1));
+                if progress.is_held() {
+                    turn.held();
+                }
+            }
+            if let Ok(done) = done {
+                return done;
+            }
+            // What this stream has been granted counts; once it is all written, what leaves the connection.
+            let moved = match progress.is_written() {
+                true => before.1 + STALL_BYTES <= now.1,
+                false => before.0 < now.0,
+            };
+            let patience = self.bodies.patience();
+            // Waiting for our own limit is no stall of the peer's.
+            if moved || progress.is_held() {
+                (before, since) = (now, Instant::now());
+            } else if patience <= since.elapsed() {
+                return Err(Undelivered::Stalled(patience));
+            }
+        }
     }
 }
 
-/// The most bytes that answering `request` can take.
-fn size_max(request: &Request) -> usize {
-    match request {
-        Request::Manifest(_) => MANIFEST_SIZE_MAX,
-        Request::Have(_) => HOLDINGS_SIZE_MAX,
-        Request::Chunk(_) => CHUNK_SIZE_MAX,
-        Request::Range { range, .. } => {
-            let asked = range.end.saturating_sub(range.start).min(CHUNK_SIZE_MAX as u32);
-            CHUNK_SIZE_MAX + range::encoded_size_max(asked)
+/// Answers of fewer bytes than this need no turn.
+const SMALL: usize = service::QUEUED_MIN as usize;
+
+/// How far a reply is.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Bytes that QUIC has accepted: no more than the peer has granted.
+    written: AtomicU64,
+    /// Whether that is all of it.
+    all: AtomicBool,
+    /// Whether it waits for a limit of ours.
+    held: AtomicBool,
+}
+
+impl Progress {
+    fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    fn is_written(&self) -> bool {
+        self.all.load(Ordering::Relaxed)
+    }
+
+    fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
+    }
+}
+
+/// Waits for what is ours to do before anything can be sent. The peer whose turn it is does not wait for itself.
+async fn holding<T>(turn: Option<&Turn>, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    loop {
+        if let Ok(done) = timeout(PACE, &mut work).await {
+            return done;
         }
+        turn.into_iter().for_each(Turn::held);
     }
 }
 
@@ -294,63 +439,34 @@ pub(super) fn found<T>(result: Result<Option<T>, SourceError>) -> Result<T, Refu
     }
 }
 
-/// Waits until a whole reply is written, and says how far it is. Gives up on a peer that takes nothing.
-async fn deliver(
-    writing: impl Future<Output = Result<(), Undelivered>>,
-    turn: Option<&Turn>,
-    registered: &Registered,
-    held: &AtomicBool,
-) -> Result<(), Undelivered> {
-    let left = || registered.connection.stats().udp_tx.bytes;
-    let (mut before, mut since) = (left(), Instant::now());
-    let metered = turn.map(|turn| (turn, registered.meter.begin(before)));
-    let pace = if metered.is_some() { PACE } else { STALL };
-    tokio::pin!(writing);
-    loop {
-        let done = timeout(pace, &mut writing).await;
-        let now = left();
-        if let Some((turn, metered)) = &metered {
-            turn.sent(metered.since(now));
-            if held.load(Ordering::Relaxed) {
-                turn.held();
-            }
-        }
-        if let Ok(done) = done {
-            return done;
-        }
-        // Waiting for our own limit is no stall of the peer's.
-        if STALL_BYTES <= now - before || held.load(Ordering::Relaxed) {
-            (before, since) = (now, Instant::now());
-        } else if STALL <= since.elapsed() {
-            return Err(Undelivered::Stalled);
-        }
-    }
-}
-
-/// Writes a whole reply, as fast as `up` allows. `held` is true while it waits for that.
+/// Writes a whole reply, as fast as `up` allows.
 async fn write(
     send: &mut quinn::SendStream,
     header: Bytes,
     mut body: Bytes,
     up: &Arc<Limiter>,
-    held: &AtomicBool,
+    progress: &Progress,
 ) -> Result<(), Undelivered> {
     send.write_chunk(header).await?;
     while !body.is_empty() {
-        // The library's own bytes, which are a mapped file: nothing is copied before encryption.
+        // The library's own bytes: nothing is copied before encryption.
         let limited = up.rate().is_some();
-        let piece = body.split_to(body.len().min(if limited { PIECE_MAX } else { PIECE }));
+        let mut piece = [body.split_to(body.len().min(if limited { PIECE_MAX } else { PIECE }))];
         if limited {
-            held.store(true, Ordering::Relaxed);
-            let mut place = up.queue(piece.len());
+            progress.held.store(true, Ordering::Relaxed);
+            let mut place = up.queue(piece[0].len());
             tokio::select! {
                 () = place.pass() => (),
                 _ = send.stopped() => return Err(Undelivered::Unwanted),
             }
-            held.store(false, Ordering::Relaxed);
+            progress.held.store(false, Ordering::Relaxed);
         }
-        send.write_chunk(piece).await?;
+        while !piece[0].is_empty() {
+            let written = send.write_chunks(&mut piece).await?;
+            progress.written.fetch_add(written.bytes as u64, Ordering::Relaxed);
+        }
     }
+    progress.all.store(true, Ordering::Relaxed);
     // Neither can fail: nobody else finishes or resets the stream.
     let _ = send.finish();
     match send.stopped().await {

@@ -88,7 +88,7 @@ impl Turn {
 
     /// Nothing leaves, because of a limit of ours: that is no fault of the peer's.
     pub(super) fn held(&self) {
-        self.turns.state().service.sent(self.ticket, 0, Instant::now());
+        self.turns.state().service.held(self.ticket, Instant::now());
     }
 
     /// The peer has everything.
@@ -171,13 +171,20 @@ mod tests {
 
     use super::*;
 
+    /// Turns that a peer has already taken what it was sent on.
+    async fn proven() -> Arc<Turns> {
+        let turns = Arc::new(Turns::default());
+        turns.take(request(99)).await.unwrap().done();
+        turns
+    }
+
     fn request(n: u8) -> Request {
         Request { peer: NodeId([1; 32]), chunk: Some(ChunkId::of(&[n])), size: 2 << 20 }
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_is_called_and_who_leaves_makes_room() {
-        let turns = Arc::new(Turns::default());
+        let turns = proven().await;
         let mut first = Vec::new();
         for n in 0..4 {
             first.push(turns.take(request(n)).await.unwrap());
@@ -206,7 +213,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_without_end() {
-        let turns = Arc::new(Turns::default());
+        let turns = proven().await;
         let mut taken = Vec::new();
         for n in 0..4 {
             taken.push(turns.take(request(n)).await.unwrap());

@@ -147,6 +147,11 @@ impl Library for Shelf {
         Box::pin(async move { Ok(found) })
     }
 
+    fn size(&self, id: ChunkId) -> Option<usize> {
+        let at = self.model.manifest().position(id).filter(|&at| self.contains(at))?;
+        Some(self.model.chunk(at).bytes().len())
+    }
+
     fn serve(&self, id: ChunkId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>> {
         let at = self.model.manifest().position(id).filter(|&at| self.contains(at));
         let found = at.map(|at| self.model.chunk(at).bytes().clone());

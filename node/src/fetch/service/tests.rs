@@ -23,6 +23,19 @@ fn whole(by: u8, n: u32) -> Request {
     Request { peer: peer(by), chunk: Some(chunk(n)), size: CHUNK }
 }
 
+/// A service in which these peers have shown that they take what they ask for.
+fn takers(peers: impl IntoIterator<Item = u8>, now: Instant) -> Service {
+    let mut service = Service::default();
+    for by in peers {
+        let request = Request { peer: peer(by), chunk: None, size: QUEUED_MIN };
+        let ticket = service.ask(request, now).unwrap();
+        assert_eq!(service.start(now), Some((ticket, Ok(()))));
+        service.sent(ticket, QUEUED_MIN, now);
+        service.ended(ticket, true, now);
+    }
+    service
+}
+
 /// A service, and a line that carries what it serves in equal parts.
 struct Line {
     service: Service,
@@ -30,12 +43,15 @@ struct Line {
     under_way: BTreeMap<Ticket, (Request, f64)>,
     /// Which peers take nothing.
     stuck: BTreeSet<NodeId>,
+    /// Which take no more than so many bytes a second.
+    slow: BTreeMap<NodeId, f64>,
     rate: f64,
 }
 
 impl Line {
     fn new(now: Instant, rate: f64) -> Self {
-        Self { service: Service::default(), now, under_way: BTreeMap::new(), stuck: BTreeSet::new(), rate }
+        let (service, slow) = (Service::default(), BTreeMap::new());
+        Self { service, now, under_way: BTreeMap::new(), stuck: BTreeSet::new(), slow, rate }
     }
 
     /// Starts what can be started.
@@ -53,13 +69,16 @@ impl Line {
     /// A moment passes. Returns what is whole by now.
     fn pass(&mut self, moment: Duration) -> Vec<(Ticket, Request)> {
         self.now += moment;
-        let moving =
-            self.under_way.values().filter(|(request, _)| !self.stuck.contains(&request.peer)).count();
-        let each = self.rate * moment.as_secs_f64() / moving.max(1) as f64;
+        let limit = |request: &Request| match self.slow.get(&request.peer) {
+            _ if self.stuck.contains(&request.peer) => 0.,
+            slow => slow.copied().unwrap_or(f64::INFINITY) * moment.as_secs_f64(),
+        };
+        let free = self.under_way.values().filter(|(request, _)| limit(request).is_infinite()).count();
+        let each = self.rate * moment.as_secs_f64() / free.max(1) as f64;
         let mut done = Vec::new();
         for (&ticket, (request, left)) in &mut self.under_way {
-            if !self.stuck.contains(&request.peer) {
-                let sent = each.min(*left);
+            let sent = each.min(*left).min(limit(request));
+            if 0. < limit(request) {
                 self.service.sent(ticket, (left.ceil() - (*left - sent).ceil()) as u64, self.now);
                 *left -= sent;
                 if *left <= 0.5 {
@@ -78,7 +97,7 @@ impl Line {
 #[tokio::test(start_paused = true)]
 async fn a_few_are_served_and_the_rest_wait_their_turn() {
     let now = Instant::now();
-    let mut service = Service::default();
+    let mut service = takers([1], now);
     let tickets: Vec<_> = (0..20).map(|n| service.ask(whole(1, n), now).unwrap()).collect();
     let started: Vec<_> = std::iter::from_fn(|| service.start(now)).collect();
     assert_eq!(started, tickets[..4].iter().map(|&ticket| (ticket, Ok(()))).collect::<Vec<_>>());
@@ -93,7 +112,7 @@ async fn a_few_are_served_and_the_rest_wait_their_turn() {
 #[tokio::test(start_paused = true)]
 async fn whoever_was_given_least_goes_first() {
     let now = Instant::now();
-    let mut service = Service::default();
+    let mut service = takers([1], now);
     let greedy: Vec<_> = (0..20).map(|n| service.ask(whole(1, n), now).unwrap()).collect();
     while service.start(now).is_some() {}
     let modest = service.ask(whole(2, 100), now).unwrap();
@@ -104,8 +123,8 @@ async fn whoever_was_given_least_goes_first() {
 #[tokio::test(start_paused = true)]
 async fn receivers_that_take_nothing_do_not_hold_up_the_line() {
     let mut now = Instant::now();
-    let mut service = Service::default();
-    for n in 0..8 {
+    let mut service = takers([1, 2], now);
+    for n in 0..40 {
         service.ask(whole(1, n), now).unwrap();
     }
     while service.start(now).is_some() {}
@@ -113,21 +132,113 @@ async fn receivers_that_take_nothing_do_not_hold_up_the_line() {
     assert_eq!(service.start(now), None);
     now += STUCK;
     assert_eq!(service.start(now), Some((other, Ok(()))));
-    // The stuck peer gets more too, but not without end.
-    for n in 8..40 {
-        service.ask(whole(1, n), now).unwrap();
-    }
+    // The stuck peer gets no more, however long it asks.
     for _ in 0..10 {
         now += STUCK_MAX;
-        while service.start(now).is_some() {}
+        service.sent(other, 100_000, now);
+        assert_eq!(service.start(now), None);
     }
-    assert_eq!(service.serving(), 1 + SERVED_PER_PEER_MAX);
+    assert_eq!(service.serving(), 1 + 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_gets_one_request_at_a_time_until_it_has_taken_one() {
+    let now = Instant::now();
+    let mut service = Service::default();
+    let tickets: Vec<_> = (0..9).map(|n| service.ask(whole(1, n), now).unwrap()).collect();
+    assert_eq!(service.start(now), Some((tickets[0], Ok(()))));
+    assert_eq!(service.start(now), None);
+    service.sent(tickets[0], CHUNK, now);
+    service.ended(tickets[0], true, now);
+    let started: Vec<_> = std::iter::from_fn(|| service.start(now)).collect();
+    assert_eq!(started, tickets[1..5].iter().map(|&ticket| (ticket, Ok(()))).collect::<Vec<_>>());
+}
+
+/// Seconds that a pull of `chunks` takes, `window` at a time, and seconds until its first chunk has come, beside
+/// `strangers` of whom each has as many requests open as it can, all the time, and takes `each` bytes a second of them.
+fn beside_strangers(strangers: u8, each: f64, chunks: u32, window: usize) -> (f64, f64) {
+    let clock = tokio::runtime::Builder::new_current_thread().start_paused(true).enable_time().build();
+    let mut line = Line::new(clock.unwrap().block_on(async { Instant::now() }), LINE);
+    let begin = line.now;
+    line.slow = (1..=strangers).map(|by| (peer(by), each)).collect();
+    let (mut asked, mut next) = (BTreeMap::new(), 1_000_000);
+    let (mut wanted, mut open, mut first) = (0..chunks, BTreeMap::new(), None);
+    let mut again: Vec<(Instant, u32)> = Vec::new();
+    let mut cut = line.now;
+    let mut got = 0;
+    while got < chunks {
+        assert!(line.now < begin + Duration::from_secs(600), "{got} chunks of {chunks}");
+        for by in 1..=strangers {
+            let request = whole(by, next);
+            next += 1;
+            if let Ok(ticket) = line.service.ask(request, line.now) {
+                asked.insert(ticket, request);
+            }
+        }
+        // Who takes nothing is cut off after a while, and asks again.
+        if cut + Duration::from_secs(15) < line.now {
+            cut = line.now;
+            let stuck: Vec<Ticket> =
+                line.under_way.iter().filter(|(_, (r, _))| r.peer != peer(0)).map(|(&t, _)| t).collect();
+            for ticket in stuck {
+                line.under_way.remove(&ticket);
+                line.service.ended(ticket, false, line.now);
+            }
+        }
+        if begin + Duration::from_secs(6) < line.now {
+            while open.len() < window {
+                let due = again.iter().position(|(at, _)| *at <= line.now).map(|at| again.remove(at).1);
+                let Some(n) = due.or_else(|| wanted.next()) else { break };
+                match line.service.ask(whole(0, n), line.now) {
+                    Ok(ticket) => {
+                        asked.insert(ticket, whole(0, n));
+                        open.insert(ticket, n);
+                    }
+                    Err(_) => {
+                        again.push((line.now + Duration::from_millis(700), n));
+                        break;
+                    }
+                }
+            }
+        }
+        for (ticket, turn) in line.pump(&asked) {
+            if turn.is_err()
+                && let Some(n) = open.remove(&ticket)
+            {
+                again.push((line.now + Duration::from_secs(1), n));
+            }
+        }
+        for (ticket, request) in line.pass(Duration::from_millis(50)) {
+            if request.peer == peer(0) {
+                open.remove(&ticket);
+                got += 1;
+                first.get_or_insert(line.now);
+            }
+        }
+    }
+    let since = |at: Instant| (at - begin).as_secs_f64() - 6.;
+    (since(line.now), since(first.unwrap()))
+}
+
+#[test]
+fn strangers_that_read_nothing_or_hardly_anything_starve_nobody() {
+    let (alone, _) = beside_strangers(0, 0., 40, 4);
+    for (strangers, each) in [(1, 0.), (8, 0.), (50, 0.), (200, 0.), (50, 1.), (50, 6e3), (50, 40e3)] {
+        let (took, first) = beside_strangers(strangers, each, 40, 4);
+        println!(
+            "{strangers} strangers, {each} bytes/s: {took:.1} s instead of {alone:.1}, first after {first:.1}"
+        );
+        // What they really take is theirs.
+        let theirs = (f64::from(strangers) * each / LINE).min(0.5);
+        assert!(took < 1.6 * alone / (1. - theirs), "{strangers} × {each}: {took} s instead of {alone}");
+        assert!(first < 5., "{strangers} × {each}: the first chunk came after {first} s");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_was_just_given_to_one_is_refused_to_others_once() {
     let mut now = Instant::now();
-    let mut service = Service::default();
+    let mut service = takers(1..6, now);
     let first = service.ask(whole(1, 0), now).unwrap();
     let waits = service.ask(whole(2, 0), now).unwrap();
     for n in 1..8 {
@@ -156,7 +267,7 @@ async fn what_was_just_given_to_one_is_refused_to_others_once() {
         assert!(ticket != insists || turn.is_ok());
     }
     // Nor if the other did not get it.
-    let mut service = Service::default();
+    let mut service = takers([1, 2], now);
     let lost: Vec<_> = (0..4).map(|n| service.ask(whole(1, n), now).unwrap()).collect();
     while service.start(now).is_some() {}
     service.ended(lost[0], false, now);
@@ -169,6 +280,7 @@ async fn what_was_just_given_to_one_is_refused_to_others_once() {
 #[tokio::test(start_paused = true)]
 async fn who_would_wait_too_long_is_told_so_and_others_are_not() {
     let mut line = Line::new(Instant::now(), 1e6);
+    line.service = takers([1], line.now);
     let mut asked = BTreeMap::new();
     let ask = |line: &mut Line, asked: &mut BTreeMap<_, _>, by, n| {
         let ticket = line.service.ask(whole(by, n), line.now)?;
@@ -190,21 +302,26 @@ async fn who_would_wait_too_long_is_told_so_and_others_are_not() {
 #[tokio::test(start_paused = true)]
 async fn queues_end_somewhere() {
     let now = Instant::now();
-    let mut service = Service::default();
-    let mut refused = 0;
-    for by in 0..=255 {
-        for n in 0..100 {
-            match service.ask(whole(by, 1000 * u32::from(by) + n), now) {
-                Ok(_) => (),
-                Err(refusal) => {
-                    assert_eq!(refusal, Refusal::Busy);
-                    refused += 1;
+    for (mut service, most) in [
+        (takers(0..=255, now), WAITING_MAX),
+        // Strangers share half of it, and then each may wait with one.
+        (Service::default(), WAITING_MAX / 2 + 256 - WAITING_MAX / 2 / WAITING_PER_PEER_MAX),
+    ] {
+        let mut refused = 0;
+        for by in 0..=255 {
+            for n in 0..100 {
+                match service.ask(whole(by, 1000 * u32::from(by) + n), now) {
+                    Ok(_) => (),
+                    Err(refusal) => {
+                        assert_eq!(refusal, Refusal::Busy);
+                        refused += 1;
+                    }
                 }
             }
         }
+        assert_eq!(service.waiting(), most);
+        assert_eq!(refused, 25_600 - most);
     }
-    assert_eq!(service.waiting(), WAITING_MAX);
-    assert_eq!(refused, 25_600 - WAITING_MAX);
     // Nor are peers remembered without end.
     let mut service = Service::default();
     for n in 0..2 * PEERS_MAX as u32 {

@@ -101,10 +101,14 @@ async fn a_limit_holds_while_peers_come_and_go() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_under_way_to_one_is_refused_to_another_while_all_are_busy() {
-    let chunks: Vec<_> = (0..5).map(|seed| chunk(seed, CHUNK_SIZE_MAX)).collect();
+    let chunks: Vec<_> = (0..6).map(|seed| chunk(seed, CHUNK_SIZE_MAX)).collect();
     let (server, peer) = server(&chunks);
-    server.limits().up.set(Some(512 * 1024));
     let (first, second) = (client(), client());
+    // Who has taken something may have several at a time.
+    for client in [&first, &second] {
+        get(client, &peer, Request::Chunk(chunks[5].id())).await.unwrap();
+    }
+    server.limits().up.set(Some(512 * 1024));
     let mut bodies = Vec::new();
     for chunk in &chunks[..4] {
         let asked = first.dialer().ask(&peer, Request::Chunk(chunk.id())).await.unwrap();
@@ -136,21 +140,22 @@ async fn connections_end_somewhere_and_some_are_left_for_us() {
             .unwrap();
     small.serve(memory).unwrap();
     let small_peer = Peer { id: identity.node_id(), addrs: vec![small.local_addr()] };
-    let mut clients: Vec<_> = std::iter::repeat_with(client).take(10).collect();
+    let clients: Vec<_> = std::iter::repeat_with(client).take(10).collect();
     let mut served = 0;
     for client in &clients {
         served += usize::from(get(client, &small_peer, request.clone()).await.is_ok());
+        let open: usize = small.stats().iter().map(|peer| peer.connections).sum();
+        assert!(open <= 7, "three quarters of eight, and one that makes room: {open}");
     }
-    assert_eq!(served, 6, "three quarters of eight");
+    assert!(6 <= served, "{served}");
     let (_other, other_peer) = server(std::slice::from_ref(&held));
     get(&small, &other_peer, request.clone()).await.expect("our own connections have room");
-    for client in clients.drain(..) {
-        client.close().await;
-    }
+    // Nobody leaves; one that is of no use makes room.
     let asked = async {
         while get(&client(), &small_peer, request.clone()).await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(SOON, asked).await.expect("there is room again");
+    timeout(SOON, asked).await.expect("somebody makes room");
+    drop(clients);
 }

@@ -18,9 +18,10 @@ use tracing::debug;
 
 use super::{
     super::{
+        budget::TooMuch,
         limits::{REQUEST_TIME_MAX, STALL},
         peers::{Passage, Side},
-        server::{Answer, Server, found},
+        server::{Answer, Room, Server, found},
         turns::{PACE, Turn},
     },
     is_bulk,
@@ -67,31 +68,37 @@ impl Server {
             // What was not understood is refused there.
             _other => self.answer(&bytes, passage.id, &passage.budget).await,
         };
-        let (reply, body, turn, _room) = match answered {
+        let (reply, body, turn, room) = match answered {
             Ok(Answer { body, turn, room }) => {
                 (Reply::Found { size: body.len() as u64 }, body, turn, Some(room))
             }
             Err(refusal) => (Reply::Refused(refusal), Bytes::new(), None, None),
         };
-        let mut sending = Sending { stream, passage, turn };
+        turn.iter().for_each(Turn::held);
+        let mut sending = Sending { server: Arc::clone(&self), stream, passage, turn };
         // Gone or not, once all is sent: there is no more to say.
         if sending.all(&wire::encode_reply(&reply)).await
             && sending.limited(&body, self.up()).await
             && timeout(STALL, sending.stream.close()).await.is_ok()
         {
             sending.turn.into_iter().for_each(Turn::done);
+            room.into_iter().for_each(Room::done);
         }
     }
 
     /// Tells a peer what is here of `model`, until it has heard enough.
-    async fn tell_tunnelled(&self, model: ModelId, stream: Box<dyn Duplex>, passage: Passage) {
+    async fn tell_tunnelled(self: Arc<Self>, model: ModelId, stream: Box<dyn Duplex>, passage: Passage) {
+        let told = passage.budget.tell();
         let mut telling = Telling::new(Arc::clone(self.library()), model);
-        let first = found(telling.next().await);
+        let first = match &told {
+            Ok(_) => found(telling.next().await),
+            Err(TooMuch) => Err(Refusal::Busy),
+        };
         let reply = match &first {
             Ok(_) => Reply::Found { size: wire::ENDLESS },
             Err(refusal) => Reply::Refused(*refusal),
         };
-        let mut sending = Sending { stream, passage, turn: None };
+        let mut sending = Sending { server: self, stream, passage, turn: None };
         if !sending.all(&wire::encode_reply(&reply)).await {
             return;
         }
@@ -116,6 +123,7 @@ async fn request(stream: &mut Box<dyn Duplex>) -> Option<Vec<u8>> {
 
 /// A reply on its way.
 struct Sending {
+    server: Arc<Server>,
     stream: Box<dyn Duplex>,
     passage: Passage,
     turn: Option<Turn>,
@@ -152,7 +160,7 @@ impl Sending {
 
     async fn piece(&mut self, piece: &[u8]) -> bool {
         let begun = Instant::now();
-        let Self { stream, turn, .. } = self;
+        let Self { server, stream, turn, .. } = self;
         let writing = async {
             stream.write_all(piece).await?;
             stream.flush().await
@@ -161,7 +169,7 @@ impl Sending {
         loop {
             match timeout(PACE, &mut writing).await {
                 Ok(written) => return written.is_ok(),
-                Err(_) if STALL <= begun.elapsed() => return false,
+                Err(_) if server.bodies().patience() <= begun.elapsed() => return false,
                 Err(_) => turn.iter().for_each(|turn| turn.sent(0)),
             }
         }

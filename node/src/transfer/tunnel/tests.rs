@@ -155,6 +155,10 @@ impl Library for Half {
         Box::pin(async { Ok(Some(Bitmap::from_fn(2, |at| at == 1))) })
     }
 
+    fn size(&self, _: ChunkId) -> Option<usize> {
+        None
+    }
+
     fn serve(&self, _: ChunkId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>> {
         Box::pin(async { Ok(None) })
     }
