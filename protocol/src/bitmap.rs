@@ -32,6 +32,15 @@ impl Bitmap {
         }
     }
 
+    /// Adds every position of `other`, as far as there are such.
+    pub fn insert_all(&mut self, other: &Self) {
+        if self.len == other.len {
+            self.bits.iter_mut().zip(&other.bits).for_each(|(bits, more)| *bits |= more);
+        } else {
+            (0..other.len()).filter(|&at| other.contains(at)).for_each(|at| self.insert(at));
+        }
+    }
+
     /// Takes a position away.
     pub fn remove(&mut self, at: usize) {
         if at < self.len() {
@@ -90,6 +99,11 @@ mod tests {
         assert_eq!(odd.count(), 5);
         assert!(Bitmap::from_fn(8, |_| true).is_full());
         assert!(odd.is_consistent());
+        let mut even = Bitmap::from_fn(11, |at| at % 2 == 0);
+        even.insert_all(&odd);
+        assert_eq!((even.count(), even.contains(1), even.contains(3)), (10, false, true));
+        even.insert_all(&Bitmap::from_fn(99, |at| at == 1 || at == 98));
+        assert!(even.is_full() && even.is_consistent());
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The handle through which the node asks for what it does not have.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use futures::{StreamExt, stream};
 use surf_protocol::{Chunk, Manifest, ModelId, NodeId, VerifiedRange, manifest::ChunkEntry};
@@ -12,7 +15,8 @@ use tokio::{
 use super::{
     Dialer, Directory, Key, Model, Peer, Standing, Traffic,
     buffers::Buffers,
-    request::{Asker, RequestError, checked_manifest},
+    request::{Asker, Failed, RequestError, checked_manifest},
+    schedule::Outcome,
     task::{Command, Task, Wish},
 };
 use crate::{
@@ -73,11 +77,14 @@ impl Fetcher {
 
     /// One model, for someone who computes with it.
     pub fn model(&self, manifest: Arc<Manifest>) -> Model {
+        // If there is no room for it, the task is far from idle, and tries everyone anyway.
+        let _ = self.commands.try_send(Command::Afresh { model: manifest.id() });
         Model::new(self.clone(), Arc::clone(&self.keeper), manifest)
     }
 
     /// The manifest of `model`: from a peer, or from an origin if no peer gives it within a moment. `None`
-    /// if nobody who can be reached has it; an error if an origin could not tell.
+    /// if nobody who can be reached has it; an error if an origin could not tell, or if it is no manifest that
+    /// this node can read: then nobody else can have another.
     pub async fn manifest(&self, model: ModelId) -> Result<Option<Manifest>, SourceError> {
         if self.origins.is_empty() {
             return self.manifest_of_peers(model).await;
@@ -138,6 +145,9 @@ impl Fetcher {
         while let Some((peer, answer)) = asking.next().await {
             match answer {
                 Ok(manifest) => return Ok(Some(manifest)),
+                Err(Failed { error: RequestError::Unreadable(error), .. }) => {
+                    return Err(SourceError::failed(format!("the manifest of {model}"), error));
+                }
                 Err(failed) => {
                     tracing::debug!(peer = %peer.id, error = %failed.error, "no manifest");
                     self.blame(&peer, &failed.error).await?;
@@ -188,7 +198,13 @@ impl Fetcher {
         let model = manifest.id();
         let holders = self.command(|reply| Command::Holders { manifest, chunk, reply }).await?;
         for peer in holders {
-            match self.asker.range(&peer, chunk, range.clone()).await {
+            let answer = match self.asker.range(&peer, chunk, range.clone()).await {
+                Err(Failed { error: RequestError::Unproven(_), .. }) => {
+                    self.settle(&peer, model, chunk, range.clone()).await?
+                }
+                answer => answer,
+            };
+            match answer {
                 Ok(range) => {
                     let (bytes, start) = (range.bytes().len() as u64, range.range().start);
                     self.send(Command::RangeCame { model, chunk, start, bytes, peer: peer.id }).await?;
@@ -200,15 +216,37 @@ impl Fetcher {
         Ok(None)
     }
 
-    /// Has a peer that lied dropped.
-    async fn blame(&self, peer: &Peer, error: &RequestError) -> Result<(), SourceError> {
-        match error {
-            RequestError::Lied(_) | RequestError::Size { .. } => {
-                tracing::warn!(?peer, %error, "a peer lied and is dropped");
-                self.send(Command::Lied { peer: peer.id }).await
-            }
-            _ => Ok(()),
+    /// A range did not fit the manifest: finds out from the whole chunk who is wrong, the peer or the manifest.
+    async fn settle(
+        &self,
+        peer: &Peer,
+        model: ModelId,
+        chunk: ChunkEntry,
+        range: std::ops::Range<u32>,
+    ) -> Result<Result<VerifiedRange, Failed>, SourceError> {
+        let whole = match self.asker.chunk(peer, chunk, &AtomicU64::default()).await {
+            Ok(whole) => whole,
+            Err(failed) => return Ok(Err(failed)),
+        };
+        let is = whole.bytes().len() as u32;
+        if is != chunk.size {
+            let error = SourceError::WrongSize { model, id: chunk.id, says: chunk.size, is };
+            self.send(Command::Refuse { model, error: error.clone() }).await?;
+            return Err(error);
         }
+        // It has the chunk, and sent something else.
+        self.blame(peer, &RequestError::Lied("a range of another chunk".to_owned())).await?;
+        VerifiedRange::of(&whole, range).map(Ok).map_err(|error| SourceError::failed("fetch", error))
+    }
+
+    /// Has a peer that lied dropped, and one that failed left alone for a while.
+    async fn blame(&self, peer: &Peer, error: &RequestError) -> Result<(), SourceError> {
+        let outcome = error.outcome();
+        if outcome == Outcome::Lied {
+            tracing::warn!(?peer, %error, "a peer sent wrong bytes and is dropped");
+            return self.send(Command::Lied { peer: peer.id }).await;
+        }
+        self.send(Command::Judged { peer: peer.id, outcome }).await
     }
 
     async fn command<T>(

@@ -30,13 +30,15 @@ impl Listening {
     pub(super) fn new(body: Body, chunks: usize) -> Result<Self, RequestError> {
         match body.size {
             ENDLESS => Ok(Self { body, buffer: BytesMut::new(), has: Bitmap::none(chunks) }),
-            got => Err(RequestError::Size { got, expected: ENDLESS }),
+            got => {
+                Err(RequestError::Malformed(format!("it says what it has in {got} bytes, not without end")))
+            }
         }
     }
 
     /// What the peer has, when it has said so again.
     pub(super) async fn next(&mut self) -> Result<&Bitmap, RequestError> {
-        let malformed = |error: wire::Malformed| RequestError::Lied(error.to_string());
+        let malformed = |error: wire::Malformed| RequestError::Malformed(error.to_string());
         while self.buffer.len() < 4 {
             self.more().await?;
         }
@@ -47,7 +49,7 @@ impl Listening {
         self.buffer.advance(4);
         let holdings = wire::decode_holdings(&self.buffer.split_to(size)).map_err(malformed)?;
         let Some(has) = holdings.after(&self.has) else {
-            return Err(RequestError::Lied("it has chunks that there are not".to_owned()));
+            return Err(RequestError::Malformed("it has chunks that there are not".to_owned()));
         };
         self.has = has;
         Ok(&self.has)
@@ -60,9 +62,9 @@ impl Listening {
                 self.buffer.extend_from_slice(&piece);
                 Ok(())
             }
-            Ok(Some(Ok(_))) => Err(RequestError::Lied("it says more than there is to say".to_owned())),
+            Ok(Some(Ok(_))) => Err(RequestError::Malformed("it says more than there is to say".to_owned())),
             Ok(Some(Err(error))) => Err(error.into()),
-            Ok(None) => Err(RequestError::Lied("it stopped saying what it has".to_owned())),
+            Ok(None) => Err(RequestError::Malformed("it stopped saying what it has".to_owned())),
         }
     }
 }

@@ -1,5 +1,8 @@
 //! One request to one peer, to its end: verified bytes, or why not.
 //!
+//! Wrong bytes are the only lie: bytes that do not hash to what was asked. A size that disagrees with a manifest
+//! says nothing about the peer, because the hash does not depend on what the manifest says.
+//!
 //! A peer that sends nothing for a while is given up, however much it has sent before: time is
 //! counted from the last byte, not from the start, so a slow link is no stall.
 
@@ -17,7 +20,7 @@ use surf_protocol::{
     Chunk, Manifest, ModelId, VerifiedRange,
     chunk::VerifyError,
     limits::{CHUNK_SIZE_MAX, MANIFEST_SIZE_MAX},
-    manifest::ChunkEntry,
+    manifest::{ChunkEntry, ManifestError},
     range,
     wire::{Refusal, Request},
 };
@@ -28,7 +31,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Body, DialError, Dialer, Peer, buffers::Buffers, holdings::Listening};
+use super::{Body, DialError, Dialer, Peer, buffers::Buffers, holdings::Listening, schedule::Outcome};
 
 /// What is smaller is checked where it arrives; another thread would cost more.
 const INLINE_MAX: usize = 256 * 1024;
@@ -49,10 +52,33 @@ pub(super) enum RequestError {
     Dial(#[from] DialError),
     #[error("nothing came for {0:?}")]
     Stalled(Duration),
-    #[error("{got} bytes were announced where {expected} were expected")]
-    Size { got: u64, expected: u64 },
+    /// What it said makes no sense. No bytes of it were used.
+    #[error("{0}")]
+    Malformed(String),
+    /// The proof of a range does not fit the chunk as the manifest describes it: one of the two is wrong.
+    #[error("a range that is not proven: {0}")]
+    Unproven(String),
+    /// The bytes are those that were asked for, and they are no manifest. No peer is to blame for that.
+    #[error(transparent)]
+    Unreadable(ManifestError),
     #[error("wrong bytes: {0}")]
     Lied(String),
+}
+
+impl RequestError {
+    /// What it means for the peer.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Refused(Refusal::NotHere) | Self::Unreadable(_) => Outcome::NotHere,
+            Self::Refused(Refusal::Elsewhere) => Outcome::Elsewhere,
+            Self::Refused(Refusal::Busy) => Outcome::Busy,
+            Self::Refused(Refusal::Failed | Refusal::Malformed | Refusal::Relayed) => Outcome::Refused,
+            Self::Dial(_) => Outcome::Failed,
+            // Whoever talks nonsense is avoided like one that talks nothing.
+            Self::Stalled(_) | Self::Malformed(_) | Self::Unproven(_) => Outcome::Stalled,
+            Self::Lied(_) => Outcome::Lied,
+        }
+    }
 }
 
 /// A failed request, with the bytes that came for nothing.
@@ -62,15 +88,24 @@ pub(super) struct Failed {
     pub(super) wasted: u64,
 }
 
+/// Why bytes are not a manifest.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BadManifest {
+    #[error("another manifest")]
+    Other,
+    #[error(transparent)]
+    Unreadable(#[from] ManifestError),
+}
+
 /// The manifest in `bytes`, if they hash to `model` and it keeps the rules; or why not. Not trusted, and large
 /// ones take a while: they are checked on another thread.
-pub(super) async fn checked_manifest(model: ModelId, bytes: Bytes) -> Result<Manifest, String> {
+pub(super) async fn checked_manifest(model: ModelId, bytes: Bytes) -> Result<Manifest, BadManifest> {
     let len = bytes.len();
     let check = move || {
         if ModelId::of(&bytes) != model {
-            return Err("another manifest".to_owned());
+            return Err(BadManifest::Other);
         }
-        Manifest::decode(&bytes).map_err(|error| error.to_string())
+        Manifest::decode(&bytes).map_err(BadManifest::Unreadable)
     };
     // One at a time: each takes up to four times its size in memory.
     let _turn = CHECKING.acquire().await;
@@ -93,7 +128,8 @@ pub(super) struct Asker {
 }
 
 impl Asker {
-    /// A whole chunk, verified. `received` tells how many bytes have come so far.
+    /// A whole chunk, verified. `received` tells how many bytes have come so far. It may have another size than
+    /// the manifest says; then the manifest is wrong.
     pub(super) async fn chunk(
         &self,
         peer: &Peer,
@@ -101,9 +137,7 @@ impl Asker {
         received: &AtomicU64,
     ) -> Result<Chunk, Failed> {
         let body = self.head(peer, Request::Chunk(chunk.id)).await?;
-        if body.size != u64::from(chunk.size) {
-            return Err(RequestError::Size { got: body.size, expected: chunk.size.into() }.into());
-        }
+        fits(&body, CHUNK_SIZE_MAX as u64)?;
         let bytes = self.collect(body, received).await?;
         let wasted = bytes.len() as u64;
         verify(chunk, bytes)
@@ -122,7 +156,7 @@ impl Asker {
         let request = Request::Range { id: chunk.id, range: range.clone() };
         let slice = self.bounded(peer, request, size_max).await?;
         VerifiedRange::verify(chunk.id, chunk.size, range, &slice).map_err(|error| Failed {
-            error: RequestError::Lied(error.to_string()),
+            error: RequestError::Unproven(error.to_string()),
             wasted: slice.len() as u64,
         })
     }
@@ -131,8 +165,10 @@ impl Asker {
     pub(super) async fn manifest(&self, peer: &Peer, model: ModelId) -> Result<Manifest, Failed> {
         let bytes = self.bounded(peer, Request::Manifest(model), MANIFEST_SIZE_MAX as u64).await?;
         let wasted = bytes.len() as u64;
-        let checked = checked_manifest(model, bytes).await;
-        checked.map_err(|why| Failed { error: RequestError::Lied(why), wasted })
+        checked_manifest(model, bytes).await.map_err(|why| match why {
+            BadManifest::Other => Failed { error: RequestError::Lied(why.to_string()), wasted },
+            BadManifest::Unreadable(error) => RequestError::Unreadable(error).into(),
+        })
     }
 
     /// What the peer has of `manifest`, now and from now on.
@@ -143,9 +179,7 @@ impl Asker {
 
     async fn bounded(&self, peer: &Peer, request: Request, size_max: u64) -> Result<Bytes, Failed> {
         let body = self.head(peer, request).await?;
-        if size_max < body.size {
-            return Err(RequestError::Size { got: body.size, expected: size_max }.into());
-        }
+        fits(&body, size_max)?;
         self.collect(body, &AtomicU64::default()).await
     }
 
@@ -168,18 +202,30 @@ impl Asker {
                     received.store(bytes.len() as u64, Ordering::Relaxed);
                 }
                 Ok(Some(Ok(piece))) => {
-                    let got = (bytes.len() + piece.len()) as u64;
-                    return Err(failed(RequestError::Size { got, expected: body.size }, got as usize));
+                    let got = bytes.len() + piece.len();
+                    let error = format!("{got} bytes came where {size} were announced");
+                    return Err(failed(RequestError::Malformed(error), got));
                 }
                 Ok(Some(Err(error))) => return Err(failed(error.into(), bytes.len())),
                 Ok(None) => {
-                    let error = RequestError::Size { got: bytes.len() as u64, expected: body.size };
-                    return Err(failed(error, bytes.len()));
+                    let error = format!("it broke off after {} of {size} bytes", bytes.len());
+                    return Err(failed(RequestError::Malformed(error), bytes.len()));
                 }
             }
         }
         Ok(bytes.freeze())
     }
+}
+
+/// Whether a body is as small as it has to be.
+fn fits(body: &Body, size_max: u64) -> Result<(), RequestError> {
+    if body.size <= size_max {
+        return Ok(());
+    }
+    Err(RequestError::Malformed(format!(
+        "it announced {} bytes where at most {size_max} are right",
+        body.size
+    )))
 }
 
 async fn verify(chunk: ChunkEntry, bytes: Bytes) -> Result<Chunk, VerifyError> {

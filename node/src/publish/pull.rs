@@ -4,11 +4,11 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use rand::seq::SliceRandom;
-use surf_protocol::Manifest;
+use surf_protocol::{Chunk, Manifest, manifest::ChunkEntry};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
-    fetch::{Fetcher, Standing, Traffic},
+    fetch::{Fetcher, Model, Standing, Traffic},
     source::{ModelSource, SourceError, Urgency},
     store::Store,
 };
@@ -69,8 +69,18 @@ pub enum PullError {
     Unkept(String),
 }
 
-/// Fetches what is missing of `manifest` and tells `progress` how it goes. What has come stays, also
-/// if the future is dropped.
+/// Waits until `chunk` has come. Holders that were there may come back: as long as the asker waits, so does this.
+async fn wait_for(model: &Model, chunk: ChunkEntry) -> Result<Chunk, SourceError> {
+    loop {
+        match model.chunk(chunk, Urgency::Background).await {
+            Err(SourceError::Gone(_)) => (),
+            came => return came,
+        }
+    }
+}
+
+/// Fetches what is missing of `manifest` and tells `progress` how it goes. Waits for holders that were seen and
+/// have gone, for as long as the future is polled. What has come stays, also if it is dropped.
 pub async fn pull(
     store: &Store,
     fetcher: &Fetcher,
@@ -88,7 +98,7 @@ pub async fn pull(
     let model = fetcher.model(Arc::clone(manifest));
     let model = &model;
     let mut arriving = stream::iter(missing)
-        .map(|chunk| async move { model.chunk(chunk, Urgency::Background).await.map(|_| chunk) })
+        .map(|chunk| async move { wait_for(model, chunk).await.map(|_| chunk) })
         .buffer_unordered(WISHES);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -64,14 +64,17 @@ impl Schedule {
         open.map(|(&id, _)| id).collect()
     }
 
-    /// Those of `open` that may be asked for a chunk. Peers that have stalled are only asked for what
-    /// nobody else has.
+    /// Those of `open` that may be asked for a chunk. Peers that have stalled, or that nobody counts on, are
+    /// only asked for what nobody else has.
     fn candidates(&self, want: &Want, open: &[NodeId], now: Instant) -> Vec<NodeId> {
         let not_now = |id: &NodeId| want.elsewhere.iter().any(|(peer, until)| peer == id && now < *until);
         let may: Vec<NodeId> =
             open.iter().copied().filter(|id| self.holds(*id, want) && !not_now(id)).collect();
         let may = self.without_seeds(want, may);
-        let good = |id: &NodeId| self.peers[id].blacklisted_until(now).is_none();
+        let good = |id: &NodeId| {
+            let peer = &self.peers[id];
+            peer.is_counted_on() && peer.blacklisted_until(now).is_none()
+        };
         if may.iter().any(good) || self.holders(want).any(|id| good(&id)) {
             may.into_iter().filter(good).collect()
         } else {

@@ -43,8 +43,8 @@ pub(super) const CHANCE_FLOOR: f64 = 0.1;
 /// How long a peer is left alone after its first failure; doubles with each further one.
 pub(super) const PAUSE_FIRST: Duration = Duration::from_millis(500);
 
-/// The longest a peer is left alone, if nobody else has what is wanted.
-pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// The longest a peer is left alone. A peer that is back is found within this, whatever it does.
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// How long a peer that has too much to do is left alone.
 pub(super) const BUSY_PAUSE: Duration = Duration::from_millis(700);
@@ -58,9 +58,9 @@ pub(super) const BLACKLIST_FIRST: Duration = Duration::from_secs(30);
 /// The longest they are.
 pub(super) const BLACKLIST_MAX: Duration = Duration::from_secs(30 * 60);
 
-/// Failures in a row after which a peer is not believed any more: it may answer questions and still
-/// give nothing, and whoever waits for it should be told in the end.
-pub(super) const FAILURES_BELIEVED_MAX: u32 = 6;
+/// Failures since its last chunk after which nobody counts on a peer: others are looked for, origins are asked,
+/// and whoever waits is told in the end. It is still tried again, after each pause.
+pub(super) const FAILURES_COUNTED_ON_MAX: u32 = 6;
 
 /// What inference needs within this time goes by deadline; the rest goes rarest first.
 pub(super) const DEADLINE_WINDOW: f64 = 1.0;

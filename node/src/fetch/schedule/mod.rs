@@ -11,8 +11,9 @@
 //!   delivered, so a liar wastes one chunk.
 //! - Moving (`choose`): a request that waits in a slow peer's queue goes to an idle one that has the
 //!   chunk too; when nothing else is left to ask, the last are asked twice and the loser is cancelled.
-//! - Failure (`peer`): a peer that fails is left alone for a while; one that stalls is asked only for
-//!   what nobody else has, for a time that grows from half a minute; one that lies never again.
+//! - Failure (`peer`): a peer that fails is left alone for a time that grows from half a second to a minute;
+//!   a connection, a word from it or a new pull ends that. One that stalls is asked only for what nobody else
+//!   has, for a time that grows from half a minute. One that sent wrong bytes is never asked again.
 
 mod choose;
 mod limits;
@@ -60,6 +61,8 @@ pub enum Outcome {
     Busy,
     /// The peer could not be reached, or broke off.
     Failed,
+    /// The peer answered that it cannot give it.
+    Refused,
     /// The peer sent nothing for too long.
     Stalled,
     /// The peer sent other bytes than those asked for.
@@ -164,9 +167,10 @@ impl Schedule {
         }
     }
 
-    /// `peer` no longer says what it has of `model`: it is gone, most likely.
-    pub fn unclaim(&mut self, peer: NodeId, model: ModelId) {
-        self.claims.get_mut(&model).map(|claims| claims.remove(&peer));
+    /// `peer` no longer says what it has of `model`: it is gone, most likely. Returns whether it had something.
+    pub fn unclaim(&mut self, peer: NodeId, model: ModelId) -> bool {
+        let had = self.claims.get_mut(&model).and_then(|claims| claims.remove(&peer));
+        had.is_some_and(|had| 0 < had.count())
     }
 
     /// `peer` says that it has the chunk `id`.
@@ -174,6 +178,30 @@ impl Schedule {
         if !self.peer(peer, now).lied && self.wants.contains_key(&id) {
             self.found.entry(id).or_default().insert(peer);
         }
+    }
+
+    /// `peer` has said something, or has a connection to us: if it could not be reached, it can be now.
+    pub fn heard(&mut self, peer: NodeId) {
+        if let Some(state) = self.peers.get_mut(&peer) {
+            state.heard();
+        }
+    }
+
+    /// `peer` is back after a time in which it was gone.
+    pub fn returned(&mut self, peer: NodeId) {
+        if let Some(state) = self.peers.get_mut(&peer) {
+            state.returned();
+        }
+    }
+
+    /// Somebody begins to want something: whatever failed before is tried again at once.
+    pub fn afresh(&mut self) {
+        self.peers.values_mut().for_each(PeerState::afresh);
+    }
+
+    /// Something that `peer` was asked outside this schedule ended so.
+    pub fn judged(&mut self, peer: NodeId, outcome: Outcome, now: Instant) {
+        self.peer(peer, now).judge(outcome, now);
     }
 
     /// How `peer` is reached.
@@ -207,7 +235,8 @@ impl Schedule {
         }
         match outcome {
             Outcome::Delivered => return self.forget(chunk, now),
-            Outcome::NotHere => self.disclaim(chunk, peer),
+            // It may be the one chunk that it cannot give: others are asked, and it is asked for others.
+            Outcome::NotHere | Outcome::Refused => self.disclaim(chunk, peer),
             Outcome::Elsewhere => {
                 if let Some(want) = self.wants.get_mut(&chunk) {
                     want.elsewhere.retain(|(_, until)| now < *until);
@@ -257,6 +286,11 @@ impl Schedule {
     /// Whether anything is wanted.
     pub fn is_idle(&self) -> bool {
         self.wants.is_empty()
+    }
+
+    /// Whether the chunk `id` is asked for as `model` describes it.
+    pub fn is_wanted_for(&self, id: ChunkId, model: ModelId) -> bool {
+        self.wants.get(&id).is_some_and(|want| want.model == model)
     }
 
     /// How many chunks are wanted of `model`.
@@ -321,7 +355,7 @@ impl Schedule {
     fn holders(&self, want: &Want) -> impl Iterator<Item = NodeId> {
         let found = self.found.get(&want.chunk.id).into_iter().flatten().copied();
         let claimed = self.claimants(want.model, want.position);
-        claimed.chain(found).filter(|id| self.peers[id].is_believed())
+        claimed.chain(found).filter(|id| self.peers[id].is_counted_on())
     }
 
     fn claimants(&self, model: ModelId, position: usize) -> impl Iterator<Item = NodeId> {

@@ -49,7 +49,7 @@ pub enum HolderState {
     Paused(Duration),
     /// It stalled; for so long it is asked only for what nobody else has.
     Stalled(Duration),
-    /// It has failed too often to be believed.
+    /// It has failed so often that nobody counts on it. It is tried again all the same.
     Useless,
 }
 
@@ -80,7 +80,7 @@ impl Schedule {
     fn holder(&self, id: NodeId, complete: bool, now: Instant) -> Holder {
         let peer = &self.peers[&id];
         let state = match (peer.blacklisted_until(now), peer.paused_until(now)) {
-            _ if !peer.is_believed() => HolderState::Useless,
+            _ if !peer.is_counted_on() => HolderState::Useless,
             (Some(until), _) => HolderState::Stalled(until - now),
             (None, Some(until)) => HolderState::Paused(until - now),
             (None, None) => HolderState::Good,

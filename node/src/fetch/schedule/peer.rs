@@ -18,9 +18,14 @@ pub(super) struct PeerState {
     pub(super) flights: Vec<u64>,
     /// Bytes of those that have not come yet.
     pub(super) owed: u64,
+    /// Failures in a row: the pause after the next one grows with them.
     failures: u32,
+    /// Failures since it last delivered.
+    barren: u32,
     stalls: u32,
     paused_until: Option<Instant>,
+    /// Whether it is paused because it could not be reached. A word from it shows that it can be.
+    unreached: bool,
     blacklisted_until: Option<Instant>,
     /// Has delivered at least once.
     pub(super) proven: bool,
@@ -38,8 +43,10 @@ impl PeerState {
             flights: Vec::new(),
             owed: 0,
             failures: 0,
+            barren: 0,
             stalls: 0,
             paused_until: None,
+            unreached: false,
             blacklisted_until: None,
             proven: false,
             lied: false,
@@ -68,9 +75,30 @@ impl PeerState {
         }
     }
 
-    /// Whether it is believed to give what it says it has.
-    pub(super) fn is_believed(&self) -> bool {
-        !self.lied && self.failures < FAILURES_BELIEVED_MAX
+    /// Whether it is expected to give what it says it has.
+    pub(super) fn is_counted_on(&self) -> bool {
+        !self.lied && self.barren < FAILURES_COUNTED_ON_MAX
+    }
+
+    /// It has said something, or there is a connection to it: it can be reached.
+    pub(super) fn heard(&mut self) {
+        if std::mem::take(&mut self.unreached) {
+            (self.failures, self.paused_until) = (0, None);
+        }
+    }
+
+    /// It is back after a time in which it was gone. What it stalled on then is forgiven if it ever delivered.
+    pub(super) fn returned(&mut self) {
+        self.heard();
+        if self.proven {
+            (self.stalls, self.blacklisted_until) = (0, None);
+        }
+    }
+
+    /// Nothing counts against it any more, unless it has lied.
+    pub(super) fn afresh(&mut self) {
+        (self.failures, self.barren, self.stalls, self.unreached) = (0, 0, 0, false);
+        (self.paused_until, self.blacklisted_until) = (None, None);
     }
 
     pub(super) fn paused_until(&self, now: Instant) -> Option<Instant> {
@@ -92,7 +120,7 @@ impl PeerState {
             1 => true,
             requests => self.owed < window && requests < IN_FLIGHT_REQUESTS_MAX,
         };
-        may && self.is_believed() && self.paused_until(now).is_none()
+        may && !self.lied && self.paused_until(now).is_none()
     }
 
     pub(super) fn start(&mut self, flight: u64, size: u64, now: Instant) {
@@ -117,18 +145,24 @@ impl PeerState {
         if self.flights.is_empty() && SAMPLE_BYTES_MIN <= self.sample_bytes {
             self.sample(now, Duration::from_micros(1));
         }
+        self.judge(outcome, now);
+    }
+
+    /// A request to it ended so.
+    pub(super) fn judge(&mut self, outcome: Outcome, now: Instant) {
         match outcome {
             Outcome::Delivered => {
-                (self.failures, self.stalls, self.proven) = (0, 0, true);
-                (self.paused_until, self.blacklisted_until) = (None, None);
+                self.afresh();
+                self.proven = true;
             }
             Outcome::NotHere | Outcome::Elsewhere | Outcome::Cancelled => (),
-            Outcome::Busy => self.paused_until = Some(now + BUSY_PAUSE),
+            Outcome::Busy => self.paused_until = self.paused_until.max(Some(now + BUSY_PAUSE)),
             // Requests that were under way together fail together; that is one failure.
-            Outcome::Failed | Outcome::Stalled if self.paused_until(now).is_some() => (),
-            Outcome::Failed => self.pause(now),
+            Outcome::Failed | Outcome::Refused | Outcome::Stalled if self.paused_until(now).is_some() => (),
+            Outcome::Failed => self.pause(true, now),
+            Outcome::Refused => self.pause(false, now),
             Outcome::Stalled => {
-                self.pause(now);
+                self.pause(true, now);
                 let growth = 2u32.saturating_pow(self.stalls.min(16));
                 self.blacklisted_until = Some(now + (BLACKLIST_FIRST * growth).min(BLACKLIST_MAX));
                 self.stalls = self.stalls.saturating_add(1);
@@ -159,9 +193,10 @@ impl PeerState {
         (self.rate, self.measured) = (self.rate.min(rate), true);
     }
 
-    fn pause(&mut self, now: Instant) {
+    fn pause(&mut self, unreached: bool, now: Instant) {
         let pause = (PAUSE_FIRST * 2u32.saturating_pow(self.failures.min(16))).min(PAUSE_MAX);
-        self.paused_until = Some(now + pause);
+        (self.paused_until, self.unreached) = (Some(now + pause), unreached);
         self.failures = self.failures.saturating_add(1);
+        self.barren = self.barren.saturating_add(1);
     }
 }

@@ -173,23 +173,68 @@ async fn what_else_a_liar_was_asked_for_is_cancelled() {
 }
 
 #[tokio::test]
-async fn a_failing_peer_is_left_alone_then_tried_again_then_not_believed() {
+async fn a_failing_peer_is_tried_again_at_growing_intervals_up_to_a_minute() {
     let start = Instant::now();
     let mut now = start;
     let mut schedule = wanting(5, &[A], now);
-    let mut tried = 0;
-    while schedule.stranded(now).is_empty() {
-        match schedule.assign(now) {
-            Some(assignment) => {
-                end(&mut schedule, &assignment, Outcome::Failed, now);
-                assert_eq!(schedule.assign(now), None);
-                tried += 1;
-            }
-            None => now += millis(100),
+    let mut tried: Vec<Instant> = Vec::new();
+    while now < start + Duration::from_secs(600) {
+        if let Some(assignment) = schedule.assign(now) {
+            end(&mut schedule, &assignment, Outcome::Failed, now);
+            assert_eq!(schedule.assign(now), None);
+            tried.push(now);
         }
-        assert!(now < start + Duration::from_secs(60), "it gives nothing, without end");
+        let counted_on = tried.len() < FAILURES_COUNTED_ON_MAX as usize;
+        assert_eq!(schedule.stranded(now).len(), if counted_on { 0 } else { 5 });
+        now += millis(100);
     }
-    assert_eq!(tried, FAILURES_BELIEVED_MAX);
+    let pauses: Vec<Duration> = tried.windows(2).map(|two| two[1] - two[0]).collect();
+    assert!(pauses.is_sorted() && pauses[0] == PAUSE_FIRST, "{pauses:?}");
+    assert_eq!(pauses.last(), Some(&PAUSE_MAX));
+
+    // A word from it, and it is asked at once.
+    let now = *tried.last().unwrap() + millis(1);
+    assert_eq!(schedule.assign(now), None);
+    schedule.heard(A);
+    let assignment = schedule.assign(now).unwrap();
+    end(&mut schedule, &assignment, Outcome::Failed, now);
+    assert_eq!(schedule.stranded(now).len(), 5, "it may talk and give nothing: nobody counts on it");
+    // Somebody begins to want something, and nothing counts any more.
+    schedule.afresh();
+    assert!(schedule.stranded(now).is_empty());
+    let assignment = schedule.assign(now).unwrap();
+    end(&mut schedule, &assignment, Outcome::Delivered, now);
+}
+
+#[tokio::test]
+async fn one_chunk_that_a_peer_cannot_give_is_not_held_against_the_others() {
+    let now = Instant::now();
+    let mut schedule = wanting(5, &[A], now);
+    let first = schedule.assign(now).unwrap();
+    end(&mut schedule, &first, Outcome::Refused, now);
+    assert_eq!(schedule.stranded(now), [(model(), first.chunk)], "it is looked for elsewhere");
+    assert_eq!(schedule.assign(now), None);
+    schedule.heard(A);
+    assert_eq!(schedule.assign(now), None, "that it answers was known");
+    let second = schedule.assign(now + PAUSE_FIRST).unwrap();
+    assert_ne!(second.chunk, first.chunk);
+}
+
+#[tokio::test]
+async fn a_peer_that_gives_nothing_is_asked_last_and_one_that_is_back_is_asked_again() {
+    let mut now = Instant::now();
+    let mut schedule = wanting(40, &[A], now);
+    let first = schedule.assign(now).unwrap();
+    end(&mut schedule, &first, Outcome::Delivered, now);
+    let next = schedule.assign(now).unwrap();
+    end(&mut schedule, &next, Outcome::Stalled, now);
+    schedule.claims(B, model(), all(40), now);
+    now += Duration::from_secs(5);
+    assert!(std::iter::from_fn(|| schedule.assign(now)).all(|assignment| assignment.peer == B));
+    // It was gone for a while, and has given something before.
+    schedule.returned(A);
+    let others: Vec<_> = std::iter::from_fn(|| schedule.assign(now)).collect();
+    assert!(others.iter().any(|assignment| assignment.peer == A), "{others:?}");
 }
 
 #[tokio::test]

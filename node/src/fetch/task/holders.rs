@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use surf_protocol::{ChunkId, Manifest, ModelId, NodeId, manifest::ChunkEntry, wire::Refusal};
+use surf_protocol::{Bitmap, ChunkId, Manifest, ModelId, NodeId, manifest::ChunkEntry};
 use tokio::{sync::oneshot, task::AbortHandle, time::Instant};
 
 use super::{Command, Task};
@@ -31,12 +31,23 @@ const YOUNG: Duration = Duration::from_secs(6);
 /// Later, this often: new holders may have come.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long what is lost is looked for that eagerly. After an outage of hours, nobody comes back that fast.
+const EAGER: Duration = Duration::from_secs(60);
+
 /// Chunks that nobody has are looked up under their own keys no more often than this.
 const LOST_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A peer that does not say what it has is asked again after this, which doubles each time.
 const SILENT_FIRST: Duration = Duration::from_secs(1);
+
+/// The longest pause: about one silent peer is tried in a second, each at least once a minute. Where only one
+/// has what is wanted, it is found within seconds of its return.
 const SILENT_MAX: Duration = Duration::from_secs(60);
+const SILENT_MAX_FIRST: Duration = Duration::from_secs(8);
+const SILENT_PER_PEER: Duration = Duration::from_secs(1);
+
+/// A peer that broke off sooner than this after it spoke is no better than a silent one.
+const SPOKE_MIN: Duration = Duration::from_secs(10);
 
 /// Where there are more, one that has had nothing we want for this long makes room for another.
 const USELESS: Duration = Duration::from_secs(1);
@@ -63,10 +74,12 @@ pub(super) struct Known {
     /// Wishes that nobody was known to have when it started: it has looked for these.
     pub(super) lost: BTreeSet<ChunkId>,
     lost_looked: Option<Instant>,
+    /// Since when something is lost, and nothing has been found.
+    lost_since: Option<Instant>,
     listened: BTreeMap<NodeId, Listened>,
     silent: BTreeMap<NodeId, Silence>,
-    /// Whether anyone has had anything of it.
-    pub(super) was_held: bool,
+    /// What somebody has had of it, since something was first wanted.
+    pub(super) seen: Bitmap,
     /// Askers who wait to be told who has a chunk.
     pub(super) curious: Vec<(ChunkEntry, oneshot::Sender<Vec<Peer>>)>,
 }
@@ -74,7 +87,8 @@ pub(super) struct Known {
 /// A peer that is listened to.
 struct Listened {
     job: AbortHandle,
-    heard: bool,
+    /// When it first said what it has.
+    heard: Option<Instant>,
     /// When it was last seen to have something that is wanted, or was asked what it has.
     useful: Instant,
 }
@@ -83,12 +97,18 @@ struct Listened {
 struct Silence {
     times: u32,
     until: Instant,
+    /// Whether it has ever said that it has something.
+    had_some: bool,
+    /// Whether there was a connection to it, seen last.
+    linked: bool,
 }
 
 impl Known {
-    /// Holders that have been asked what they have and have not answered yet.
+    /// Holders that have been asked what they have and have not answered yet. Those that have fallen silent before
+    /// are not waited for.
     pub(super) fn unheard(&self) -> usize {
-        self.listened.values().filter(|listened| !listened.heard).count()
+        let unheard = self.listened.iter().filter(|(_, listened)| listened.heard.is_none());
+        unheard.filter(|(peer, _)| !self.silent.contains_key(peer)).count()
     }
 }
 
@@ -111,7 +131,9 @@ impl Task {
             known.needed = now;
             let lost: BTreeSet<ChunkId> =
                 stranded.iter().filter(|(of, _)| *of == model).map(|(_, chunk)| chunk.id).collect();
-            let eager = now < known.since + YOUNG || !lost.is_empty();
+            known.lost_since = if lost.is_empty() { None } else { known.lost_since.or(Some(now)) };
+            let lost_lately = known.lost_since.is_some_and(|since| now < since + EAGER);
+            let eager = now < known.since + YOUNG || lost_lately;
             let pause = if eager { LOOKUP_INTERVAL_FIRST } else { LOOKUP_INTERVAL };
             let news = !lost.is_subset(&known.lost) || known.looked.is_none_or(|looked| looked < known.since);
             let due = known.looked.is_none_or(|last| last + pause <= now) || news;
@@ -176,9 +198,15 @@ impl Task {
             Report::Claim { model, peer, has } => {
                 let Some(known) = self.models.get_mut(&model) else { return };
                 let Some(listened) = known.listened.get_mut(&peer) else { return };
-                listened.heard = true;
-                known.silent.remove(&peer);
-                known.was_held |= 0 < has.count();
+                if listened.heard.is_none() {
+                    listened.heard = Some(now);
+                    self.schedule.returned(peer);
+                }
+                self.schedule.heard(peer);
+                if listened.heard.is_some_and(|since| since + SPOKE_MIN <= now) {
+                    known.silent.remove(&peer);
+                }
+                known.seen.insert_all(&has);
                 self.schedule.claims(peer, model, has, now);
                 if let Some(link) = self.asker.dialer.link(peer) {
                     self.schedule.reached(peer, link, now);
@@ -187,31 +215,83 @@ impl Task {
             }
             Report::Silent { model, peer, why } => {
                 tracing::debug!(%peer, error = %why.error, "does not say what it has");
-                self.on_silent(model, peer, now);
+                let had_some = self.on_silent(model, peer, now);
                 match why.error {
-                    RequestError::Lied(_) | RequestError::Size { .. } => {
-                        self.on_command(Command::Lied { peer });
-                    }
-                    RequestError::Refused(Refusal::NotHere) | RequestError::Refused(_) => (),
-                    // It cannot be reached: addresses that are named again will be news.
+                    RequestError::Lied(_) => self.on_command(Command::Lied { peer }),
+                    // What cannot be reached now is tried again where it was, or where it is named next.
+                    RequestError::Dial(_) | RequestError::Stalled(_) if had_some => (),
                     RequestError::Dial(_) | RequestError::Stalled(_) => self.forget(peer),
+                    RequestError::Refused(_)
+                    | RequestError::Malformed(_)
+                    | RequestError::Unproven(_)
+                    | RequestError::Unreadable(_) => (),
                 }
                 self.answer_curious(model);
             }
         }
     }
 
-    fn on_silent(&mut self, model: ModelId, peer: NodeId, now: Instant) {
-        self.schedule.unclaim(peer, model);
-        let Some(known) = self.models.get_mut(&model) else { return };
-        let heard = known.listened.remove(&peer).is_some_and(|listened| listened.heard);
-        let silence = known.silent.entry(peer).or_insert(Silence { times: 0, until: now });
-        // One that has spoken and broke off is tried again at once, and then less and less often.
-        let times = if heard { 0 } else { silence.times };
-        let pause = SILENT_FIRST * 2u32.saturating_pow(times.min(16));
-        *silence = Silence { times: times + 1, until: now + pause.min(SILENT_MAX) };
-        if KNOWN_PEERS_MAX < known.silent.len() {
-            known.silent.retain(|_, silence| now < silence.until);
+    /// Listens no longer to a peer, and says when to try again. Returns whether it has ever said that it has something.
+    fn on_silent(&mut self, model: ModelId, peer: NodeId, now: Instant) -> bool {
+        let has = self.schedule.unclaim(peer, model);
+        let Some(known) = self.models.get_mut(&model) else { return false };
+        let heard = known.listened.remove(&peer).and_then(|listened| listened.heard);
+        let linked = self.asker.dialer.link(peer).is_some();
+        let silence =
+            known.silent.entry(peer).or_insert(Silence { times: 0, until: now, had_some: false, linked });
+        // One that spoke for a while and broke off is tried again at once, and then less and less often.
+        let spoke = heard.is_some_and(|since| since + SPOKE_MIN <= now);
+        let times = if spoke { 0 } else { silence.times };
+        let had_some = silence.had_some || has;
+        *silence = Silence { times: times + 1, until: now, had_some, linked };
+        let longest = (SILENT_PER_PEER * known.silent.len() as u32).clamp(SILENT_MAX_FIRST, SILENT_MAX);
+        let pause = (SILENT_FIRST * 2u32.saturating_pow(times.min(16))).min(longest);
+        if let Some(silence) = known.silent.get_mut(&peer) {
+            silence.until = now + pause;
+        }
+        if KNOWN_PEERS_MAX < known.silent.len()
+            && let Some(most) =
+                known.silent.iter().max_by_key(|(_, silence)| silence.times).map(|(&id, _)| id)
+        {
+            known.silent.remove(&most);
+        }
+        had_some
+    }
+
+    /// Listens again to those whose pause is over, or who have a connection to us again.
+    pub(super) fn listen_again(&mut self, now: Instant) {
+        let mut due = Vec::new();
+        for (&model, known) in &mut self.models {
+            if self.schedule.wanted(model) == 0 && known.curious.is_empty() {
+                continue;
+            }
+            for (&peer, silence) in &mut known.silent {
+                if known.listened.contains_key(&peer) {
+                    continue;
+                }
+                if !silence.linked && self.asker.dialer.link(peer).is_some() {
+                    (silence.linked, silence.times, silence.until) = (true, 0, silence.until.min(now));
+                    self.schedule.heard(peer);
+                    due.push((model, peer));
+                } else if silence.had_some && silence.until <= now {
+                    due.push((model, peer));
+                }
+            }
+        }
+        due.into_iter().for_each(|(model, peer)| self.listen(model, peer, now));
+    }
+
+    /// Somebody begins to want `model`: what failed before says nothing about now.
+    pub(super) fn afresh(&mut self, model: ModelId) {
+        self.schedule.afresh();
+        let wanted = self.schedule.wanted(model) != 0;
+        if let Some(known) = self.models.get_mut(&model) {
+            // Those that were met are asked with the next look-up, which is due at once.
+            known.silent.clear();
+            (known.looked, known.lost_since) = (None, None);
+            if !wanted {
+                known.seen = Bitmap::none(known.seen.len());
+            }
         }
     }
 
@@ -249,7 +329,7 @@ impl Task {
         let Some(at) = self.peers.get(&peer).cloned() else { return };
         let manifest = Arc::clone(&known.manifest);
         let job = tokio::spawn(listen(self.asker.clone(), at, manifest, self.reporter.clone()));
-        known.listened.insert(peer, Listened { job: job.abort_handle(), heard: false, useful: now });
+        known.listened.insert(peer, Listened { job: job.abort_handle(), heard: None, useful: now });
     }
 
     /// Tells those who wait who has what they ask for: once someone is known, or when nobody is left
@@ -288,9 +368,10 @@ impl Task {
             looked: None,
             lost: BTreeSet::new(),
             lost_looked: None,
+            lost_since: None,
             listened: BTreeMap::new(),
             silent: BTreeMap::new(),
-            was_held: false,
+            seen: Bitmap::none(manifest.chunks().len()),
             curious: Vec::new(),
         })
     }

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use surf_protocol::{Chunk, ChunkId, Manifest, ModelId, NodeId, manifest::ChunkEntry, wire::Refusal};
+use surf_protocol::{Chunk, ChunkId, Manifest, ModelId, NodeId, manifest::ChunkEntry};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{AbortHandle, JoinError, JoinSet},
@@ -31,7 +31,7 @@ use self::{holders::Known, origins::Origins};
 use super::{
     Directory, Parts, Peer, Source, Standing, Traffic,
     lookup::Report,
-    request::{Asker, Failed, RequestError},
+    request::{Asker, Failed},
     schedule::{Assignment, Outcome, Schedule},
 };
 use crate::{
@@ -61,6 +61,9 @@ pub(super) enum Command {
     Copies { model: ModelId, reply: oneshot::Sender<Vec<u8>> },
     RangeCame { model: ModelId, chunk: ChunkEntry, start: u32, bytes: u64, peer: NodeId },
     Lied { peer: NodeId },
+    Judged { peer: NodeId, outcome: Outcome },
+    Refuse { model: ModelId, error: SourceError },
+    Afresh { model: ModelId },
 }
 
 /// A chunk that somebody waits for.
@@ -74,6 +77,9 @@ pub(super) struct Wish {
 
 type Waiter = oneshot::Sender<Result<Chunk, SourceError>>;
 
+/// Models whose manifests are known to be wrong, at most. After that, one is found out again.
+const REFUSED_MAX: usize = 1024;
+
 pub(super) struct Task {
     keeper: Arc<dyn Keeper>,
     directory: Arc<dyn Directory>,
@@ -85,7 +91,9 @@ pub(super) struct Task {
     jobs: JoinSet<Done>,
     schedule: Schedule,
     running: BTreeMap<u64, Running>,
-    waiters: BTreeMap<ChunkId, Vec<Waiter>>,
+    waiters: BTreeMap<ChunkId, Vec<Wish>>,
+    /// Models whose manifests are wrong, and about what.
+    refused: BTreeMap<ModelId, SourceError>,
     models: BTreeMap<ModelId, Known>,
     peers: BTreeMap<NodeId, Peer>,
     origins: Origins,
@@ -132,6 +140,7 @@ impl Task {
             schedule: Schedule::new(parts.seed),
             running: BTreeMap::new(),
             waiters: BTreeMap::new(),
+            refused: BTreeMap::new(),
             models: BTreeMap::new(),
             peers: BTreeMap::new(),
             origins: Origins::new(parts.me, parts.origins, config.patience),
@@ -185,6 +194,7 @@ impl Task {
         let stranded = self.schedule.stranded(now);
         self.ask_origins(&stranded, now);
         self.look_up(&stranded, now);
+        self.listen_again(now);
         self.keep_listening(now);
     }
 
@@ -192,7 +202,7 @@ impl Task {
     fn forget_unwaited(&mut self, now: Instant) {
         let mut gone = Vec::new();
         self.waiters.retain(|&id, waiters| {
-            waiters.retain(|waiter| !waiter.is_closed());
+            waiters.retain(|wish| !wish.reply.is_closed());
             if waiters.is_empty() {
                 gone.push(id);
             }
@@ -299,20 +309,13 @@ impl Task {
 
     fn on_failed(&mut self, assignment: &Assignment, failed: &Failed) {
         let (peer, error) = (assignment.peer, &failed.error);
-        let outcome = match error {
-            RequestError::Refused(Refusal::NotHere) => Outcome::NotHere,
-            RequestError::Refused(Refusal::Elsewhere) => Outcome::Elsewhere,
-            RequestError::Refused(Refusal::Busy) => Outcome::Busy,
-            RequestError::Lied(_) | RequestError::Size { .. } => Outcome::Lied,
-            RequestError::Stalled(_) => Outcome::Stalled,
-            RequestError::Refused(_) | RequestError::Dial(_) => Outcome::Failed,
-        };
+        let outcome = error.outcome();
         tracing::debug!(?peer, chunk = %assignment.chunk.id, %error, "request failed");
         let news = outcome == Outcome::Lied && !self.schedule.has_lied(peer);
         let flights = self.schedule.ended(assignment.flight, outcome, Instant::now());
         self.cancel(&flights);
         if news {
-            tracing::warn!(?peer, %error, "a peer lied and is dropped");
+            tracing::warn!(?peer, %error, "a peer sent wrong bytes and is dropped");
             self.asker.dialer.ban(peer);
         }
         if failed.wasted != 0 {
@@ -323,9 +326,52 @@ impl Task {
     }
 
     fn answer(&mut self, id: ChunkId, answer: &Result<Chunk, SourceError>) {
-        for waiter in self.waiters.remove(&id).into_iter().flatten() {
+        for wish in self.waiters.remove(&id).into_iter().flatten() {
+            let (model, says) = (wish.manifest.id(), wish.chunk.size);
+            let mut answer = answer.clone();
+            if let Ok(chunk) = &answer
+                && chunk.bytes().len() as u64 != u64::from(says)
+            {
+                let error = SourceError::WrongSize { model, id, says, is: chunk.bytes().len() as u32 };
+                self.refuse(model, error.clone());
+                answer = Err(error);
+            }
             // The asker may have given up; that is its right.
-            drop(waiter.send(answer.clone()));
+            drop(wish.reply.send(answer));
+        }
+    }
+
+    /// The manifest of `model` is wrong: whoever wants something of it is told, now and later.
+    fn refuse(&mut self, model: ModelId, error: SourceError) {
+        if self.refused.contains_key(&model) {
+            return;
+        }
+        tracing::warn!(%error, "a model is refused");
+        if REFUSED_MAX <= self.refused.len() {
+            self.refused.pop_first();
+        }
+        let mut others = Vec::new();
+        for wishes in self.waiters.values_mut() {
+            let (its, rest): (Vec<_>, Vec<_>) =
+                std::mem::take(wishes).into_iter().partition(|wish| wish.manifest.id() == model);
+            for wish in its {
+                drop(wish.reply.send(Err(error.clone())));
+            }
+            // What another model wants too must not be fetched as this one describes it.
+            others.extend(rest.iter().map(|wish| (Arc::clone(&wish.manifest), wish.chunk, wish.urgency)));
+            *wishes = rest;
+        }
+        self.refused.insert(model, error);
+        let now = Instant::now();
+        self.forget_unwaited(now);
+        for (manifest, chunk, urgency) in others {
+            if self.schedule.is_wanted_for(chunk.id, model)
+                && let Some(position) = manifest.position(chunk.id)
+            {
+                let flights = self.schedule.forget(chunk.id, now);
+                self.cancel(&flights);
+                self.schedule.want(manifest.id(), position, chunk, urgency);
+            }
         }
     }
 }
@@ -353,6 +399,7 @@ impl Task {
                 drop(reply.send(self.schedule.copies(model, chunks)));
             }
             Command::RangeCame { model, chunk, start, bytes, peer } => {
+                self.schedule.judged(peer, Outcome::Delivered, Instant::now());
                 let (source, from) = (Source::Peer(peer), peer.to_string());
                 self.traffic.entry(model).or_default().verified(source, bytes);
                 self.journal.record(Event::RangeArrived { chunk: chunk.id.to_hex(), start, bytes, from });
@@ -362,6 +409,9 @@ impl Task {
                 self.cancel(&flights);
                 self.asker.dialer.ban(peer);
             }
+            Command::Judged { peer, outcome } => self.schedule.judged(peer, outcome, Instant::now()),
+            Command::Refuse { model, error } => self.refuse(model, error),
+            Command::Afresh { model } => self.afresh(model),
         }
     }
 
@@ -379,13 +429,16 @@ impl Task {
     }
 
     fn want(&mut self, wish: Wish) {
-        let Wish { manifest, chunk, urgency, reply } = wish;
-        let Some(position) = manifest.position(chunk.id) else {
-            return drop(reply.send(Err(SourceError::Missing(chunk.id))));
+        let (model, chunk) = (wish.manifest.id(), wish.chunk);
+        if let Some(error) = self.refused.get(&model) {
+            return drop(wish.reply.send(Err(error.clone())));
+        }
+        let Some(position) = wish.manifest.position(chunk.id) else {
+            return drop(wish.reply.send(Err(SourceError::Missing(chunk.id))));
         };
-        self.known(&manifest);
-        self.schedule.want(manifest.id(), position, chunk, urgency);
-        self.waiters.entry(chunk.id).or_default().push(reply);
+        self.known(&wish.manifest);
+        self.schedule.want(model, position, chunk, wish.urgency);
+        self.waiters.entry(chunk.id).or_default().push(wish);
     }
 
     fn standing(&self, model: ModelId) -> Standing {

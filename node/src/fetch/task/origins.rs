@@ -91,13 +91,18 @@ impl Task {
             if !looked || self.origins.asked.contains_key(&chunk.id) {
                 continue;
             }
-            let patience = match (known.was_held, &state.failure) {
-                (true, _) => self.origins.patience,
-                (false, Some(_)) => PATIENCE_REFUSED,
-                (false, None) => PATIENCE_UNSEEN,
+            let patience = match (known.seen.count(), &state.failure) {
+                (0, Some(_)) => PATIENCE_REFUSED,
+                (0, None) => PATIENCE_UNSEEN,
+                _ => self.origins.patience,
             };
             if state.since + patience <= now && (self.origins.all.is_empty() || state.failure.is_some()) {
-                let error = state.failure.take().unwrap_or(SourceError::Missing(chunk.id));
+                let was_seen = known.manifest.position(chunk.id).is_some_and(|at| known.seen.contains(at));
+                let error = match state.failure.take() {
+                    Some(error @ SourceError::Failed { .. }) => error,
+                    _ if was_seen => SourceError::Gone(chunk.id),
+                    _ => SourceError::Missing(chunk.id),
+                };
                 self.give_up(chunk.id, error, now);
                 continue;
             }
