@@ -5,9 +5,13 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use surf_node::api::PublishRequest;
-use surf_protocol::{Manifest, ModelId};
-use surf_sim::lab::rogue::{self, Manner, Rogue};
+use bytes::Bytes;
+use surf_node::{api::PublishRequest, node::NodeError};
+use surf_protocol::{Chunk, FileEntry, Manifest, ModelId, NodeId, manifest};
+use surf_sim::lab::{
+    flood::{Flood, Manners, Wanted},
+    rogue::{self, Manner, Rogue},
+};
 use surf_tests::{TestNode, start};
 use tokio::sync::mpsc;
 
@@ -80,6 +84,94 @@ async fn boasts_make_no_room() {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_together_do_not_stop_a_pull() {
     pulled_beside(&[Manner::Lies, Manner::Stalls, Manner::HangsUp, Manner::Boasts]).await;
+}
+
+/// A manifest that names the chunks of another with sizes that are wrong, and one chunk that is its own.
+fn forged(honest: &Manifest, wrong: impl Fn(u32) -> u32) -> (Manifest, Chunk) {
+    let own = Chunk::of(Bytes::from_static(b"here"));
+    let mut chunks = vec![manifest::ChunkEntry { id: own.id(), size: 4 }];
+    chunks.extend(
+        honest.chunks().iter().map(|chunk| manifest::ChunkEntry { size: wrong(chunk.size), ..*chunk }),
+    );
+    let size = chunks.iter().map(|chunk| u64::from(chunk.size)).sum();
+    let file = FileEntry { path: "x.bin".into(), size, blake3: [1; 32], sha256: [2; 32], chunks };
+    let parts = manifest::Parts { format: manifest::FORMAT, files: vec![file], ..manifest::Parts::default() };
+    (Manifest::new(parts).unwrap(), own)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_is_wrong_about_sizes_is_refused_and_nobody_is_banned() {
+    let (seed, model, _folder) = seed().await;
+    let honest = seed.node.store().manifest_of(model).unwrap();
+    let (evil, victim) = (start(seed.node.listen(), 0).await, start(seed.node.listen(), 0).await);
+    for wrong in [|size| size - 1, |size| size + 1, |size| size / 2, |size| 2 * size] {
+        let (forged, own) = forged(&honest, wrong);
+        evil.node.store().put(own).await.unwrap();
+        evil.node.store().put_manifest(&forged).await.unwrap();
+        victim.node.store().put_manifest(&forged).await.unwrap();
+        // The honest model is wanted at the same time, of the same holder.
+        let (id, model) = (forged.id().to_string(), model.to_string());
+        let pulls = async {
+            tokio::join!(
+                victim.node.pull(&id, mpsc::channel(1).0),
+                victim.node.pull(&model, mpsc::channel(1).0)
+            )
+        };
+        let (refused, pulled) = tokio::time::timeout(Duration::from_secs(100), pulls).await.expect("no hang");
+        let Err(NodeError::Invalid(why)) = refused else { panic!("{refused:?}") };
+        assert!(why.contains(&id) && why.contains("is wrong about chunk"), "{why}");
+        pulled.unwrap();
+        victim.node.remove(&model).await.unwrap();
+        victim.node.remove(&id).await.unwrap();
+        victim.node.gc().await.unwrap();
+    }
+    let pulled = victim.node.pull(&model.to_string(), mpsc::channel(1).0).await.unwrap();
+    assert_eq!(pulled.fetched_bytes, pulled.bytes);
+    assert!(pulled.sources.iter().any(|source| source.peer == seed.node.peer_id()), "{:?}", pulled.sources);
+}
+
+/// Seconds that pulling `model` from `seed` takes.
+async fn pulled_in(seed: &TestNode, model: ModelId) -> f64 {
+    let node = start(seed.node.listen(), 0).await;
+    let begun = std::time::Instant::now();
+    let model = model.to_string();
+    let pull = node.node.pull(&model, mpsc::channel(1).0);
+    let pulled = tokio::time::timeout(Duration::from_secs(200), pull).await.expect("no hang").unwrap();
+    assert_eq!(pulled.fetched_bytes, pulled.bytes);
+    begun.elapsed().as_secs_f64()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_that_read_nothing_starve_nobody() {
+    let (seed, model, _folder) = seed().await;
+    let manifest = seed.node.store().manifest_of(model).unwrap();
+    let chunks: Vec<_> = manifest.chunks().iter().map(|chunk| chunk.id).collect();
+    let alone = pulled_in(&seed, model).await;
+    let before = resident();
+    let floods = [
+        (8, 1, 0, Wanted::Chunks(chunks.clone())),
+        (50, 2, 0, Wanted::Chunks(chunks.clone())),
+        (50, 2, 0, Wanted::Ranges(chunks.clone(), 2 << 20)),
+        (50, 2, 0, Wanted::Ranges(chunks.clone(), 40 << 10)),
+        (50, 2, 1, Wanted::Chunks(chunks)),
+        (50, 2, 0, Wanted::Manifest(model)),
+        (50, 2, 0, Wanted::Holdings(model)),
+    ];
+    for (strangers, connections, takes, wanted) in floods {
+        let told = format!("{strangers} × {connections}, {takes} bytes/s, {wanted:?}");
+        let told = &told[..told.len().min(80)];
+        let manners = Manners { strangers, connections, takes, wanted };
+        let peer = NodeId::from_peer_id(&seed.node.peer_id()).unwrap();
+        let addr = seed.node.status().await.transfer.parse().unwrap();
+        let flood = Flood::begin(peer, addr, &manners).await.unwrap();
+        let took = pulled_in(&seed, model).await;
+        let grown = resident().saturating_sub(before) >> 20;
+        println!("{told}: {took:.1} s instead of {alone:.1}, {grown} MiB more");
+        assert_eq!(flood.len(), strangers * connections, "they are still at it");
+        // Strangers, seed and pullers share this process and its cores; starved, a pull took minutes.
+        assert!(took < 30. + 4. * alone, "{told}: {took} s instead of {alone}");
+        assert!(grown < 400, "{told}: {grown} MiB more in memory");
+    }
 }
 
 /// Bytes of memory of this process, mapped files aside.

@@ -79,6 +79,27 @@ fn a_partition_heals() {
 }
 
 #[test]
+fn a_seed_that_was_away_for_seconds_or_minutes_is_asked_again_at_once() {
+    // That nobody waits for more than fifteen seconds after it is back is a rule of these scenarios.
+    for (name, downloads, away) in [("outage", 4, 80.), ("outage-long", 5, 600.)] {
+        for run in runs(scenario(name, 128), 0..3) {
+            assert_eq!(run.finished_s.len(), downloads, "{name}, seed {}", run.seed);
+            assert!(
+                away < run.finished_by(1.0),
+                "{name}, seed {}: all was over before it was away",
+                run.seed
+            );
+            assert!(run.finished_by(1.0) < away + 60., "{name}, seed {}: {}", run.seed, run.finished_by(1.0));
+        }
+    }
+}
+
+#[test]
+fn holders_may_sleep() {
+    assert!(runs(scenario("sleepers", 128), 0..3).iter().all(|run| run.finished_s.len() == 6));
+}
+
+#[test]
 fn a_liar_costs_each_node_one_chunk_and_is_dropped() {
     let scenario = scenario("liars", 64);
     let chunk = scenario.chunk_size();

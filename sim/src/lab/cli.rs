@@ -3,9 +3,17 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand};
+use surf_protocol::{ChunkId, NodeId};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Lab, Options, figures, net::Rate, relay, report::Report, rogue};
+use super::{
+    Lab, Options, figures,
+    flood::{Flood, Manners, Wanted},
+    net::Rate,
+    relay,
+    report::Report,
+    rogue,
+};
 use crate::bench::Failed;
 
 /// What every figure can be told.
@@ -71,6 +79,9 @@ pub enum Command {
     /// Speaks the protocol and means no good.
     #[command(hide = true)]
     Rogue(Rogue),
+    /// Strangers that ask a node for much and read nothing.
+    #[command(hide = true)]
+    Flood(FloodArgs),
     /// Tries what somebody without a key can.
     #[command(hide = true)]
     OutsiderProbe(figures::outsider::Known),
@@ -147,6 +158,32 @@ pub struct Rogue {
     folder: PathBuf,
 }
 
+/// Strangers that ask a node for much and read nothing.
+#[derive(Clone, Debug, Args)]
+pub struct FloodArgs {
+    /// Whom they ask: its peer id.
+    #[arg(long)]
+    peer: String,
+    /// Where its data plane is.
+    #[arg(long)]
+    addr: SocketAddr,
+    /// How many there are.
+    #[arg(long, default_value_t = 50)]
+    strangers: usize,
+    /// Connections of each.
+    #[arg(long, default_value_t = 2)]
+    connections: usize,
+    /// Bytes a second that each stream takes.
+    #[arg(long, default_value_t = 0)]
+    takes: u64,
+    /// They ask for the first so many bytes of each chunk, with a proof, and not for the chunk.
+    #[arg(long)]
+    ranges: Option<u32>,
+    /// The chunks that they ask for.
+    #[arg(required = true)]
+    chunks: Vec<String>,
+}
+
 /// Runs a command. On SIGINT, SIGTERM and SIGHUP everything that it made is removed first.
 pub fn run(command: Command) -> Result<(), Failed> {
     let common = match &command {
@@ -161,6 +198,7 @@ pub fn run(command: Command) -> Result<(), Failed> {
         | Command::Chaos(Chaos { common, .. }) => common.clone(),
         Command::Relay(manner) => return relay::run(manner),
         Command::Rogue(rogue) => return runtime()?.block_on(rogue.run()),
+        Command::Flood(flood) => return runtime()?.block_on(flood.run()),
         Command::OutsiderProbe(known) => return runtime()?.block_on(figures::outsider::look(known)),
         Command::Clean => {
             super::net::sweep();
@@ -205,9 +243,11 @@ async fn figure(command: &Command, common: &Common) -> Result<Report, Failed> {
         Command::Resume(_) => figures::resume::run(&lab(1024, "1gbit")?).await,
         Command::Chaos(chaos) => figures::chaos::run(&lab(16, "50mbit")?, chaos.runs, chaos.first).await,
         Command::Outsider(_) => figures::outsider::run(&lab(16, "100mbit")?).await,
-        Command::Clean | Command::Relay(_) | Command::Rogue(_) | Command::OutsiderProbe(_) => {
-            Err(Failed("this measures nothing".to_owned()))
-        }
+        Command::Clean
+        | Command::Relay(_)
+        | Command::Rogue(_)
+        | Command::Flood(_)
+        | Command::OutsiderProbe(_) => Err(Failed("this measures nothing".to_owned())),
     }
 }
 
@@ -216,6 +256,24 @@ impl Rogue {
         let place =
             rogue::Place { listen: self.listen, transfer: self.transfer, bootstrap: self.bootstrap.clone() };
         rogue::run(self.manner, &place, &self.folder).await
+    }
+}
+
+impl FloodArgs {
+    async fn run(&self) -> Result<(), Failed> {
+        let wrong = |what: &str| Failed(format!("{what} is no id"));
+        let peer = NodeId::from_peer_id(&self.peer).ok_or_else(|| wrong(&self.peer))?;
+        let chunks = self.chunks.iter().map(|text| ChunkId::from_hex(text).ok_or_else(|| wrong(text)));
+        let chunks = chunks.collect::<Result<Vec<_>, _>>()?;
+        let wanted = match self.ranges {
+            Some(bytes) => Wanted::Ranges(chunks, bytes),
+            None => Wanted::Chunks(chunks),
+        };
+        let Self { strangers, connections, takes, .. } = *self;
+        let manners = Manners { strangers, connections, takes, wanted };
+        let flood = Flood::begin(peer, self.addr, &manners).await?;
+        println!("ready {}", flood.len());
+        std::future::pending().await
     }
 }
 

@@ -15,6 +15,7 @@
 pub mod arena;
 pub mod cli;
 pub mod figures;
+pub mod flood;
 pub mod measure;
 pub mod net;
 pub mod peers;

@@ -165,7 +165,17 @@ impl Network {
 
     /// Kills everything that runs on `host`, as `kill -9` does.
     pub fn kill(&self, host: usize) {
-        kill_all(&self.namespace(host));
+        signal_all(&self.namespace(host), Signal::KILL);
+    }
+
+    /// Stops everything that runs on `host`, as a lid that is closed does.
+    pub fn sleep(&self, host: usize) {
+        signal_all(&self.namespace(host), Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn wake(&self, host: usize) {
+        signal_all(&self.namespace(host), Signal::CONT);
     }
 
     /// What the link of `host` has carried since the network was made.
@@ -236,7 +246,7 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         let spaces: Vec<String> = (0..self.hosts).map(|host| self.namespace(host)).collect();
-        spaces.iter().for_each(|space| kill_all(space));
+        spaces.iter().for_each(|space| signal_all(space, Signal::KILL));
         let links = (0..self.hosts).map(|host| format!("link del {}", self.link(host)));
         let spaces = spaces.iter().map(|space| format!("netns del {space}"));
         let lines: Vec<String> = links.chain(spaces).chain([format!("link del {}", self.bridge())]).collect();
@@ -252,7 +262,7 @@ pub fn sweep() {
     let (mut lines, mut tags) = (Vec::new(), std::collections::BTreeSet::new());
     for name in names {
         let Some((tag, host)) = left_behind(&name) else { continue };
-        kill_all(&name);
+        signal_all(&name, Signal::KILL);
         lines.push(format!("link del {tag}v{host}"));
         lines.push(format!("netns del {name}"));
         tags.insert(tag.to_owned());
@@ -287,12 +297,12 @@ fn check_means() -> Result<(), Failed> {
     Ok(())
 }
 
-fn kill_all(namespace: &str) {
+fn signal_all(namespace: &str, signal: Signal) {
     let Ok(output) = Command::new("ip").args(["netns", "pids", namespace]).output() else { return };
     for pid in String::from_utf8_lossy(&output.stdout).lines() {
         if let Some(pid) = pid.trim().parse().ok().and_then(Pid::from_raw) {
             // It may have ended by itself.
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            let _ = rustix::process::kill_process(pid, signal);
         }
     }
 }

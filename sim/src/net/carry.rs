@@ -19,6 +19,9 @@ use super::{
 /// How long connecting to a node that does not answer takes, as in the node.
 const DIAL_TIME_MAX: Duration = Duration::from_secs(5);
 
+/// A connection on which nothing arrives for this long is gone, as in the node.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+
 /// Pieces under way beyond those that fill the path, so that neither link waits for a timer of 1 ms.
 const PIECES_EXTRA: f64 = 3.0;
 
@@ -124,7 +127,14 @@ impl Net {
             let standing = self.standing(&self.state(), path);
             match standing {
                 Standing::Good => return Ok(arrives),
-                Standing::Cut(until) => arrives = until,
+                Standing::Cut(until) if until <= arrives + IDLE_MAX => arrives = until,
+                Standing::Cut(_) => {
+                    sleep_until(arrives + IDLE_MAX).await;
+                    let connected = &mut self.state().connected;
+                    connected.remove(&(path.to, path.from));
+                    connected.remove(&(path.from, path.to));
+                    return Err(gone(path.from));
+                }
                 Standing::Broken => {
                     self.state().connected.remove(&(path.to, path.from));
                     return Err(gone(path.from));

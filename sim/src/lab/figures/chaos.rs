@@ -1,5 +1,5 @@
 //! Runs in which peers lie, stall, hang up and boast, links are cut and joined again, and seeds are
-//! killed. Every receiver must end with everything; a liar may waste one chunk; nobody may wait long
+//! killed or sleep for a while. Every receiver must end with everything; a liar may waste one chunk; nobody may wait long
 //! while a good source is there.
 
 mod plan;
@@ -166,6 +166,8 @@ async fn happen(
             Fault::Cut => network.cut(host)?,
             Fault::Heal => network.heal(host)?,
             Fault::Kill => network.kill(host),
+            Fault::Sleep => network.sleep(host),
+            Fault::Wake => network.wake(host),
         }
     }
     std::future::pending().await

@@ -19,7 +19,7 @@ pub(super) const HOSTS: usize = SEEDS + ROGUES_MAX + RECEIVERS;
 
 /// When faults begin: while the model is on its way.
 const FAULTS_MS: std::ops::Range<u32> = 100..3000;
-/// How long a link is cut.
+/// How long a link is cut, or a host sleeps.
 const CUT_MS: std::ops::Range<u32> = 300..6000;
 
 /// Something that goes wrong with a host.
@@ -31,6 +31,10 @@ pub(super) enum Fault {
     Heal,
     /// What runs on it is killed.
     Kill,
+    /// It stops, as a lid that is closed does.
+    Sleep,
+    /// It goes on.
+    Wake,
 }
 
 /// A run.
@@ -57,12 +61,14 @@ impl Plan {
             let begins = between(FAULTS_MS.start, FAULTS_MS.end);
             let ends = begins + between(CUT_MS.start, CUT_MS.end);
             let at = |ms: u32| Duration::from_millis(u64::from(ms));
-            match between(0, 4) {
+            let mut happens = |begin, end| {
+                faults.push((at(begins), host, begin));
+                faults.push((at(ends), host, end));
+            };
+            match between(0, 6) {
                 0 => faults.push((at(begins), host, Fault::Kill)),
-                1 | 2 => {
-                    faults.push((at(begins), host, Fault::Cut));
-                    faults.push((at(ends), host, Fault::Heal));
-                }
+                1 | 2 => happens(Fault::Cut, Fault::Heal),
+                3 | 4 => happens(Fault::Sleep, Fault::Wake),
                 _ => (),
             }
         }
@@ -89,8 +95,10 @@ mod tests {
                 Fault::Cut => "cut",
                 Fault::Heal => "heal",
                 Fault::Kill => "kill",
+                Fault::Sleep => "sleep",
+                Fault::Wake => "wake",
             }));
         }
-        assert_eq!(seen.len(), 7, "everything happens to somebody: {seen:?}");
+        assert_eq!(seen.len(), 9, "everything happens to somebody: {seen:?}");
     }
 }
