@@ -17,6 +17,7 @@
 //! - [`families`]: what is known of families of models. Pure data.
 //! - `checkpoint`: which tensors are loaded, of which types, in which groups.
 //! - `write`: what a safetensors file begins with.
+//! - [`json`]: as Python reads it.
 //!
 //! `error`: everything that can be wrong with a folder or a file. The headers are read twice, once to plan and once with
 //! the rest; all other bytes once.
@@ -29,6 +30,7 @@ mod format;
 pub mod gguf;
 mod hash;
 mod header;
+pub mod json;
 mod list;
 mod pickle;
 mod plan;

@@ -263,7 +263,7 @@ impl<'a> Sets<'_, 'a> {
             let fault = Some(format!("{path} is larger than {INDEX_SIZE_MAX} bytes"));
             return Ok((Set { fault, ..Set::default() }, Vec::new()));
         };
-        let pairs = match serde_json::from_slice::<Index>(&files.read(at, 0..size)?) {
+        let pairs = match crate::json::read::<Index>(&files.read(at, 0..size)?) {
             Ok(index) => index.weight_map.0,
             Err(error) => {
                 let fault = Some(format!("{path} cannot be read: {error}"));

@@ -179,7 +179,7 @@ impl Grouping {
         names: impl Iterator<Item = &'a str> + Clone,
     ) -> Option<Self> {
         let Some(config) = config else { return families.like(names) };
-        let config: serde_json::Value = serde_json::from_slice(config).ok()?;
+        let config: serde_json::Value = crate::json::read(config).ok()?;
         let family = families.named(&config)?;
         let fits = |root: &&&str| names.clone().any(|name| family.below(root, name).is_some());
         let layers = config["num_hidden_layers"].as_u64();

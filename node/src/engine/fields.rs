@@ -44,6 +44,19 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The whole number `name`, if it is there, which bounds something. One beyond the range, be it
+    /// infinite, bounds no more than its end.
+    pub(crate) fn limit_if(
+        &self,
+        name: &str,
+        range: RangeInclusive<usize>,
+    ) -> Result<Option<usize>, EngineError> {
+        match self.value(name).and_then(Value::as_f64) {
+            Some(number) if (*range.end() as f64) < number => Ok(Some(*range.end())),
+            _ => self.count_if(name, range),
+        }
+    }
+
     /// The number `name`, if it is there.
     pub(crate) fn real(&self, name: &str) -> Result<Option<f64>, EngineError> {
         self.typed(name, "a number", Value::as_f64)

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
+use surf_chunker::json;
 
 use super::{EngineError, sentence};
 
@@ -38,7 +39,7 @@ impl Files {
     /// The object in the JSON file at `path`; empty if there is no such file.
     pub(crate) fn object(&self, path: &str) -> Result<Map<String, Value>, EngineError> {
         let Some(bytes) = self.0.get(path) else { return Ok(Map::new()) };
-        serde_json::from_slice(bytes).map_err(|error| EngineError::file(path, error))
+        json::read(bytes).map_err(|error| EngineError::file(path, error))
     }
 
     /// The text in the file at `path`, if it is there.

@@ -4,6 +4,7 @@
 //! Without it, the mean of all tokens, of length one.
 
 use serde_json::{Map, Value};
+use surf_chunker::json;
 
 use super::{EngineError, fields::Fields, files::Files};
 
@@ -71,7 +72,7 @@ impl Sentence {
         let longest =
             longest.and_then(|longest| usize::try_from(longest).ok()).filter(|&longest| 0 < longest);
         let wrong = |error: EngineError| EngineError::file("sentence_bert_config.json", error);
-        let said = settings.count_if("max_seq_length", 1..=1 << 24).map_err(wrong)?;
+        let said = settings.limit_if("max_seq_length", 1..=1 << 24).map_err(wrong)?;
         let mut sentence = Self {
             pooling: vec![Pooling::Mean],
             normalize: true,
@@ -166,9 +167,9 @@ pub fn normalize(vector: &mut [f32]) {
 
 fn modules(files: &Files) -> Result<Option<Vec<Module>>, EngineError> {
     let wrong = |reason: &str| EngineError::file("modules.json", reason);
-    let Some(text) = files.text("modules.json")? else { return Ok(None) };
+    let Some(text) = files.0.get("modules.json") else { return Ok(None) };
     let list: Vec<Map<String, Value>> =
-        serde_json::from_str(text).map_err(|error| EngineError::file("modules.json", error))?;
+        json::read(text).map_err(|error| EngineError::file("modules.json", error))?;
     if MODULES_MAX < list.len() {
         return Err(wrong("names too many modules"));
     }

@@ -50,7 +50,7 @@ pub(super) fn sizes(fields: &Fields<'_>) -> Result<Sizes, EngineError> {
     options::head_dim(fields, "num_attention_heads", hidden, heads)?;
     Ok(Sizes {
         vocab: fields.count("vocab_size", 1..=1 << 22)?,
-        positions: fields.count_if("max_position_embeddings", 1..=1 << 20)?.unwrap_or(512),
+        positions: fields.limit_if("max_position_embeddings", 1..=1 << 20)?.unwrap_or(512),
         hidden,
         intermediate: fields.count("intermediate_size", 1..=1 << 20)?,
         heads,

@@ -116,7 +116,7 @@ impl Decoder {
             None => options::head_dim(fields, "num_attention_heads", hidden, heads)?,
         };
         let rotary = Arc::new(Rotary::read(fields, head_dim, &reading.rotary)?);
-        let context = fields.count_if("max_position_embeddings", 1..=1 << 24)?.unwrap_or(reading.context);
+        let context = fields.limit_if("max_position_embeddings", 1..=1 << 24)?.unwrap_or(reading.context);
         Ok(Self {
             vocab: fields.count("vocab_size", 1..=1 << 22)?,
             context: rotary.context(context),

@@ -38,7 +38,7 @@ pub(super) fn read(fields: &Fields<'_>, manifest: &Checkpoint) -> Result<Box<dyn
     let norm = NormKind::Layer(options::eps(fields, "layer_norm_epsilon", 1e-5)?);
     let frame = Frame {
         vocab: fields.count("vocab_size", 1..=1 << 22)?,
-        context: fields.count_if("n_positions", 1..=1 << 24)?.unwrap_or(1024),
+        context: fields.limit_if("n_positions", 1..=1 << 24)?.unwrap_or(1024),
         hidden,
         cache: CacheShape { blocks: fields.count("n_layer", 1..=1024)?, heads, elements: 2 * head_dim },
         tied: fields.flag("tie_word_embeddings")?.unwrap_or(true),

@@ -51,7 +51,7 @@ pub(super) fn read(fields: &Fields<'_>, manifest: &Checkpoint) -> Result<Box<dyn
     let spelling =
         Spelling { theta: ("rotary_emb_base", 10_000.0), share: ("rotary_pct", 0.25), ..Spelling::DEFAULT };
     let rotary = Arc::new(Rotary::read(fields, head_dim, &spelling)?);
-    let context = fields.count_if("max_position_embeddings", 1..=1 << 24)?.unwrap_or(2048);
+    let context = fields.limit_if("max_position_embeddings", 1..=1 << 24)?.unwrap_or(2048);
     let frame = Frame {
         vocab: fields.count("vocab_size", 1..=1 << 22)?,
         context: rotary.context(context),

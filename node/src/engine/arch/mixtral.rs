@@ -16,7 +16,7 @@ use crate::engine::{
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<Box<dyn Architecture>, EngineError> {
     let decoder = Decoder::read(fields, &Reading { context: 1 << 17, ..Reading::default() })?;
-    let window = fields.count_if("sliding_window", 1..=1 << 24)?;
+    let window = fields.limit_if("sliding_window", 1..=1 << 24)?;
     let (experts, taken) = mixture::counts(fields, &["num_local_experts", "num_experts"])?;
     let mixture = MixtureShape {
         blocks: vec![true; decoder.blocks()],

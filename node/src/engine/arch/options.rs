@@ -46,7 +46,7 @@ pub(super) fn positive(
 /// How many tokens a window shows, or none where it is `null`.
 pub(super) fn window(fields: &Fields<'_>, default: Option<usize>) -> Result<Option<usize>, EngineError> {
     match fields.has("sliding_window") {
-        true => fields.count_if("sliding_window", 1..=1 << 24),
+        true => fields.limit_if("sliding_window", 1..=1 << 24),
         false => Ok(default),
     }
 }

@@ -33,7 +33,7 @@ fn windows(fields: &Fields<'_>, blocks: usize) -> Result<Vec<Option<usize>>, Eng
     if fields.has("layer_types") || fields.flag("use_sliding_window")? != Some(true) {
         return qwen2::windows(fields, blocks);
     }
-    let window = fields.count_if("sliding_window", 1..=1 << 24)?;
+    let window = fields.limit_if("sliding_window", 1..=1 << 24)?;
     let below = fields.count_if("max_window_layers", 0..=1 << 16)?.unwrap_or(28);
     Ok((0..blocks).map(|index| window.filter(|_| index.is_multiple_of(2) && index < below)).collect())
 }

@@ -18,7 +18,7 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Box<dyn Architecture>, EngineE
     let decoder = Decoder::read(fields, &Reading { context: 1 << 15, ..Reading::default() })?;
     let bias = fields.flag("attention_bias")?.unwrap_or(false);
     let window = match fields.flag("use_sliding_window")? {
-        Some(true) => fields.count_if("sliding_window", 1..=1 << 24)?,
+        Some(true) => fields.limit_if("sliding_window", 1..=1 << 24)?,
         Some(false) | None => None,
     };
     let windows = vec![window; decoder.blocks()];

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 use surf_chunker::Parameter;
-use surf_chunker::{Contents, Listed};
+use surf_chunker::{Contents, Listed, json};
 use surf_protocol::Dtype;
 
 use super::mix::{Kind, Model};
@@ -181,7 +181,7 @@ fn is_index_of(file: &Listed, left_out: &[String]) -> Result<bool, Unsuitable> {
     if left_out.is_empty() || !file.path.ends_with(".index.json") {
         return Ok(false);
     }
-    let Some(index) = json(file, INDEX_SIZE_MAX)? else { return Ok(false) };
+    let Some(index) = value(file, INDEX_SIZE_MAX)? else { return Ok(false) };
     let folder = file.path.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
     let shards = index["weight_map"].as_object().into_iter().flatten();
     let names =
@@ -190,13 +190,13 @@ fn is_index_of(file: &Listed, left_out: &[String]) -> Result<bool, Unsuitable> {
 }
 
 fn config(file: &Listed) -> Result<Value, Unsuitable> {
-    Ok(json(file, CONFIG_SIZE_MAX)?.unwrap_or_default())
+    Ok(value(file, CONFIG_SIZE_MAX)?.unwrap_or_default())
 }
 
 /// The JSON in a file of at most `size_max` bytes, if it is any.
-fn json(file: &Listed, size_max: u64) -> Result<Option<Value>, Unsuitable> {
+fn value(file: &Listed, size_max: u64) -> Result<Option<Value>, Unsuitable> {
     let failed = |cause| Unsuitable::Unreadable { path: file.real.clone(), cause };
     let mut text = Vec::new();
     fs::File::open(&file.real).map_err(failed)?.take(size_max).read_to_end(&mut text).map_err(failed)?;
-    Ok(serde_json::from_slice(&text).ok())
+    Ok(json::read(&text).ok())
 }
