@@ -232,8 +232,13 @@ impl ExpertShape {
     }
 
     fn mlp(&self, block: u32, expert: u32, parts: &Parts<'_>) -> Result<GatedMlp, EngineError> {
-        let expert = parts.under(&format!("model.layers.{block}.{}.{expert}", self.under));
         let [gate, up, down] = self.names;
+        let alone = parts.under(&format!("layers.{block}.{}.{expert}", self.under));
+        // A decoder that was saved alone has no root.
+        let expert = match alone.has(&format!("{gate}.weight")) {
+            true => alone,
+            false => parts.under(&format!("model.layers.{block}.{}.{expert}", self.under)),
+        };
         Ok(GatedMlp {
             gate: expert.linear(gate, self.hidden, self.intermediate, false)?,
             up: expert.linear(up, self.hidden, self.intermediate, false)?,

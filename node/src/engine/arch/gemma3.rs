@@ -18,8 +18,8 @@ use crate::engine::{
 };
 
 /// What stands before the names: of a text model; of one beside images, as transformers wrote it up to
-/// version 4, and as it writes it since.
-const ROOTS: [&str; 3] = ["model.", "language_model.model.", "model.language_model."];
+/// version 4, and as it writes it since; of a decoder saved alone.
+const ROOTS: [&str; 4] = ["model.", "language_model.model.", "model.language_model.", ""];
 
 /// `gemma3_text`.
 pub(super) fn read(fields: &Fields<'_>, manifest: &Checkpoint) -> Result<Box<dyn Architecture>, EngineError> {

@@ -63,6 +63,11 @@ pub(crate) trait Architecture: fmt::Debug + Send + Sync {
         (0..tokens.len() as u32).collect()
     }
 
+    /// Takes from the tensors that are there what the configuration leaves open, or says otherwise.
+    fn settle(&mut self, _manifest: &Checkpoint) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// The first activations, `[tokens, hidden]`.
     fn embed(&self, tables: &mut dyn Tables, pass: &Pass<'_>) -> Result<Tensor, EngineError>;
 
@@ -148,10 +153,12 @@ pub(crate) fn read(files: &Files, manifest: &Checkpoint) -> Result<Box<dyn Archi
     let families = Families::default();
     let architecture = families.architecture(model_type);
     let read = architecture.and_then(|architecture| read_as(architecture, &fields, manifest));
-    read.unwrap_or_else(|| {
+    let mut architecture = read.unwrap_or_else(|| {
         let supported = families.model_types().join(", ");
         Err(EngineError::Unsupported { model_type: model_type.to_owned(), supported })
-    })
+    })?;
+    architecture.settle(manifest)?;
+    Ok(architecture)
 }
 
 /// The configuration as that of `architecture`; `None` if that is not read here, because it runs whole.

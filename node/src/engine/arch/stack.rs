@@ -4,13 +4,13 @@
 use std::fmt;
 
 use candle_core::Tensor;
-use surf_chunker::{Group, Stack as Of};
+use surf_chunker::{Checkpoint, Group, Stack as Of};
 
 use super::{Architecture, Kind, Layer, Shape, Step, Tables, block::Block, block::NormKind};
 use crate::engine::{
     EngineError,
     cache::CacheShape,
-    host, kernels,
+    gguf, host, kernels,
     norm::Norm,
     parts::Parts,
     pass::Pass,
@@ -32,7 +32,7 @@ pub(super) struct Frame {
     pub(super) context: usize,
     pub(super) hidden: usize,
     pub(super) cache: CacheShape,
-    /// Whether the head is the embedding's table.
+    /// Whether the head is the embedding's table; none that is there is used instead.
     pub(super) tied: bool,
     pub(super) norm: NormKind,
     /// On the embedding.
@@ -99,6 +99,24 @@ impl Architecture for Stack {
             steps.push(Step { group: Group::Embed, head: true });
         }
         steps
+    }
+
+    /// A decoder that was saved alone has no root. A head that is there is used, whatever the configuration
+    /// says of the embedding.
+    fn settle(&mut self, manifest: &Checkpoint) -> Result<(), EngineError> {
+        let has =
+            |module: &str| gguf::find(&format!("{module}.weight"), |name| manifest.tensor(name)).is_some();
+        let Frame { names, root, .. } = self.frame;
+        if has(names.table) && !has(&format!("{root}{}", names.table)) {
+            self.frame.root = "";
+        }
+        let has_head = names.heads.iter().any(|head| has(head));
+        if !has_head && !self.frame.tied && has(&format!("{}{}", self.frame.root, names.table)) {
+            let reason = "is missing, and tie_word_embeddings is not set: the model generates no text";
+            return Err(EngineError::tensor(format!("{}.weight", names.heads[0]), reason));
+        }
+        self.frame.tied &= !has_head;
+        Ok(())
     }
 
     fn embed(&self, tables: &mut dyn Tables, pass: &Pass<'_>) -> Result<Tensor, EngineError> {

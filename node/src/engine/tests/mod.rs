@@ -7,6 +7,7 @@ mod experts;
 mod gguf;
 mod memory;
 mod runs;
+mod saved;
 mod swarm;
 mod weights;
 mod whole;

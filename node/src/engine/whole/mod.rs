@@ -128,10 +128,14 @@ pub(crate) fn describe(
         }
     }
     let inner = fields.count("intermediate_size", 1..=1 << 20)?;
-    let positions = fields.count_if("max_position_embeddings", 1..=1 << 24)?.unwrap_or(families::CONTEXT);
-    let window = fields.count_if("sliding_window", 1..=1 << 24)?.unwrap_or(positions);
+    let positions = fields.limit_if("max_position_embeddings", 1..=1 << 24)?.unwrap_or(families::CONTEXT);
+    let window = fields.limit_if("sliding_window", 1..=1 << 24)?.unwrap_or(positions);
     let context = positions.min(window).min(families::CONTEXT_MAX);
-    let config = family.config(&fields, &config, context)?;
+    let mut config = family.config(&fields, &config, context)?;
+    if manifest.tensor("lm_head.weight").is_some() {
+        // A head that is there is used, whatever the configuration says of the embedding.
+        config["tie_word_embeddings"] = Value::Bool(false);
+    }
     let vocab = fields.count("vocab_size", 1..=1 << 22)?;
     let cache = CacheShape { blocks, heads: kv_heads, elements: 2 * head_dim };
     let stage = Stage {

@@ -20,6 +20,8 @@ use crate::{
 pub(super) struct AllWeights {
     weights: Arc<dyn Weights>,
     groups: HashMap<String, Group>,
+    /// What tensors are called, by what they would be called below a root.
+    stored: HashMap<String, String>,
     /// The group that was asked for last: its other tensors come next.
     last: Mutex<Option<(Group, Arc<Tensors>)>>,
     failed: Arc<Mutex<Option<EngineError>>>,
@@ -28,13 +30,19 @@ pub(super) struct AllWeights {
 impl AllWeights {
     pub(super) fn new(weights: Arc<dyn Weights>) -> Self {
         let manifest = weights.checkpoint();
-        let mut groups = HashMap::new();
+        let (mut groups, mut stored) = (HashMap::new(), HashMap::new());
         for entry in manifest.groups() {
             for tensor in manifest.group(&entry.group).into_iter().flatten() {
-                groups.insert(tensor.name.clone(), entry.group.clone());
+                // A decoder that was saved alone has no root; candle asks by the names of a whole model.
+                let name = tensor.name.clone();
+                let rooted = format!("model.{name}");
+                if manifest.tensor(&rooted).is_none() && !name.starts_with("lm_head.") {
+                    stored.insert(rooted, name.clone());
+                }
+                groups.insert(name, entry.group.clone());
             }
         }
-        Self { weights, groups, last: Mutex::default(), failed: Arc::default() }
+        Self { weights, groups, stored, last: Mutex::default(), failed: Arc::default() }
     }
 
     /// Where it is put why a tensor could not be had.
@@ -42,7 +50,13 @@ impl AllWeights {
         Arc::clone(&self.failed)
     }
 
+    /// What the tensor that candle calls `name` is called.
+    fn stored<'a>(&'a self, name: &'a str) -> &'a str {
+        self.stored.get(name).map_or(name, String::as_str)
+    }
+
     fn tensor(&self, name: &str, device: &Device) -> std::result::Result<Tensor, EngineError> {
+        let name = self.stored(name);
         let missing = || EngineError::tensor(name, "is missing from the model");
         let group = self.groups.get(name).ok_or_else(missing)?;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,6 +127,6 @@ impl SimpleBackend for AllWeights {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.groups.contains_key(name)
+        self.groups.contains_key(self.stored(name))
     }
 }
