@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use surf_chunker::json;
 
-use super::{EngineError, sentence};
+use super::{EngineError, byte_bpe, sentence};
 
 /// Files of a repository by their path in it. Those that the engine looks for are [`Files::WANTED`].
 #[derive(Clone, Debug, Default)]
@@ -28,7 +28,11 @@ impl Files {
 
     /// Files that those among [`Files::WANTED`] name, and that the engine reads too.
     pub fn named(&self) -> Vec<String> {
-        sentence::files(self)
+        let mut named = sentence::files(self);
+        if !self.0.contains_key("tokenizer.json") {
+            named.extend(byte_bpe::FILES.map(str::to_owned));
+        }
+        named
     }
 
     /// The file at `path`, or an error that names it.

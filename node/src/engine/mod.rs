@@ -15,7 +15,7 @@
 //! - `files`: the small files of a model, and `gguf`: what stands for them in a GGUF file.
 //! - `memory`: how the memory budget is shared. `budget`: reservations of it. `widths`: what a pass takes.
 //!   `caught`: panics as errors.
-//! - `sampling`, `stop`, `text`, `wordpiece`, `template`: from logits to text, and from text to tokens.
+//! - `sampling`, `stop`, `text`, `wordpiece`, `byte_bpe`, `template`: from logits to text, and from text to tokens.
 //! - `sentence`: from vectors of tokens to one of the text.
 //! - `check`: is it right? Compares with what another implementation computed. `reading`: how far apart are two models?
 //! - `pack`: floats to blocks of fewer bits, for who publishes.
@@ -28,6 +28,7 @@ mod arch;
 mod attention;
 mod batch;
 mod budget;
+mod byte_bpe;
 mod cache;
 mod caught;
 mod check;

@@ -266,7 +266,8 @@ mod tests {
         let none = ("1_Pooling/config.json", r#"{"pooling_mode_mean_tokens": false}"#);
         assert!(refused(&[("modules.json", MODULES), none]).contains("no way of pooling"));
         assert!(refused(&[("modules.json", "{}")]).starts_with("modules.json"));
-        let files = Files([("modules.json".to_owned(), MODULES.into())].into());
+        let files = [("modules.json", MODULES), ("tokenizer.json", "{}")];
+        let files = Files(files.map(|(name, text)| (name.to_owned(), text.into())).into());
         assert_eq!(files.named(), ["1_Pooling/config.json"]);
     }
 }

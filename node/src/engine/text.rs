@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokenizers::{Encoding, PostProcessor as _, Tokenizer, TruncationDirection};
 
-use super::{EngineError, files::Files, template::Template, wordpiece};
+use super::{EngineError, byte_bpe, files::Files, template::Template, wordpiece};
 
 /// Bytes of a prompt. Longer than any context, short enough to be tokenised in a second or two.
 const PROMPT_BYTES_MAX: usize = 4 << 20;
@@ -44,7 +44,10 @@ impl Text {
     /// From the repository's files. A model without a tokenizer understands token ids only.
     pub(crate) fn read(files: &Files) -> Result<Self, EngineError> {
         let tokenizer = match files.0.get("tokenizer.json") {
-            None => wordpiece::read(files)?,
+            None => match byte_bpe::read(files)? {
+                Some(tokenizer) => Some(tokenizer),
+                None => wordpiece::read(files)?,
+            },
             Some(bytes) => {
                 let wrong = |error| EngineError::file("tokenizer.json", error);
                 let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(wrong)?;
@@ -108,7 +111,7 @@ impl Text {
     fn encoding(&self, text: &str, special: bool) -> Result<(&Tokenizer, Encoding), EngineError> {
         let Some(tokenizer) = &self.tokenizer else {
             return Err(EngineError::Request(
-                "the model has no tokenizer.json; give it token ids".to_owned(),
+                "the model has no tokenizer that is known; give it token ids".to_owned(),
             ));
         };
         if PROMPT_BYTES_MAX < text.len() {

@@ -22,6 +22,7 @@ use self::{config::About, tokenizer::Vocabulary};
 use super::{EngineError, files::Files};
 
 pub(crate) use surf_chunker::families::under_either_name as find;
+pub(crate) use splits::QWEN2;
 
 /// A tensor that every model has, and no other format calls like this.
 const EMBEDDING: &str = "token_embd.weight";
