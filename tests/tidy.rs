@@ -70,6 +70,7 @@ const OWNERS: &[(&[&str], &[&str])] = &[
             "candle_nn",
             "candle_transformers",
             "gemm",
+            "fancy_regex",
             "tokenizers",
             "minijinja",
             "minijinja_contrib",

@@ -15,7 +15,7 @@
 //! - `files`: the small files of a model, and `gguf`: what stands for them in a GGUF file.
 //! - `memory`: how the memory budget is shared. `budget`: reservations of it. `widths`: what a pass takes.
 //!   `caught`: panics as errors.
-//! - `sampling`, `stop`, `text`, `wordpiece`, `byte_bpe`, `template`: from logits to text, and from text to tokens.
+//! - `sampling`, `stop`, `text`, `detokenizer`, `wordpiece`, `byte_bpe`, `template`: from logits to text, and from text to tokens.
 //! - `sentence`: from vectors of tokens to one of the text.
 //! - `check`: is it right? Compares with what another implementation computed. `reading`: how far apart are two models?
 //! - `pack`: floats to blocks of fewer bits, for who publishes.
@@ -33,6 +33,7 @@ mod cache;
 mod caught;
 mod check;
 mod compute;
+mod detokenizer;
 mod distances;
 mod error;
 mod experts;
@@ -384,9 +385,10 @@ impl Engine {
         &self.device
     }
 
-    /// The text of one token, special ones too.
-    pub fn token_text(&self, id: u32) -> String {
-        self.text.token(id)
+    /// The bytes of one token by itself, special ones too; they may be a part of a character. `first`: as
+    /// the first of a text, which some tokenizers write in another way.
+    pub fn token_bytes(&self, id: u32, first: bool) -> Vec<u8> {
+        self.text.token_bytes(id, first)
     }
 
     fn check_tokens(&self, tokens: &[u32]) -> Result<(), EngineError> {

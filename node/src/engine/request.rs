@@ -55,6 +55,13 @@ pub struct Token {
     /// Text that has become certain with it: none while a character is incomplete or while it may be
     /// the beginning of a stop string; then the token after it brings the text of both.
     pub text: String,
+    /// Its own bytes: what it adds to the text, be it a part of a character; of a special token, its name.
+    pub bytes: Vec<u8>,
+    /// Characters of the text, of the prompt's or of what is generated, before the one that its first
+    /// byte is part of.
+    pub offset: usize,
+    /// Whether it is the first of the text, which some tokenizers write in another way.
+    pub first: bool,
     /// How likely it was, if asked for. The first token of a prompt has none.
     pub logprob: Option<Logprob>,
 }

@@ -6,17 +6,18 @@ use candle_core::Tensor;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    Done, EngineError, Event, FinishReason, Logprob, Request, Token,
+    Done, EngineError, Event, FinishReason, Logprob, Prompt, Request, Token,
     arch::{Kind, Shape},
     budget::{MemoryBudget, Reservation},
     cache::{CacheShape, KvCache},
+    detokenizer::{Decoder, Piece},
     memory::stepped,
     model::{Input, Want},
     pass::Entry,
     sampling::{self, Sampler},
     source::Source,
     stop::Stops,
-    text::{Decoder, Text},
+    text::Text,
 };
 
 /// Alternatives that may be named for each token.
@@ -113,6 +114,13 @@ pub(crate) enum Next {
     Over,
 }
 
+impl Job {
+    /// Whether its prompt was given as tokens, and not as text.
+    fn is_of_tokens(&self) -> bool {
+        matches!(self.request.prompt, Prompt::Tokens(_))
+    }
+}
+
 impl Sequence {
     pub(crate) fn new(job: Job, shape: Shape, text: &Text) -> Self {
         let (tokens, source) = match shape.kind {
@@ -127,7 +135,7 @@ impl Sequence {
             drawn: None,
             sampler: Sampler::new(job.request.sampling),
             stops: Stops::new(job.request.stop.clone()),
-            decoder: text.decoder(&tokens),
+            decoder: text.decoder(&tokens, job.request.echo && job.is_of_tokens()),
             given: tokens.len(),
             tokens,
             source,
@@ -270,9 +278,9 @@ impl Sequence {
             return Ok(self.finish(FinishReason::Stop));
         }
         self.tokens.push(id);
-        let fresh = self.decoder.push(id);
-        let checked = self.stops.push(&fresh);
-        self.tell(Event::Token(Token { id, text: checked.text, logprob }));
+        let Piece { text, bytes, offset, first } = self.decoder.push(id);
+        let checked = self.stops.push(&text);
+        self.tell(Event::Token(Token { id, text: checked.text, bytes, offset, first, logprob }));
         if checked.stopped {
             return Ok(self.done(FinishReason::Stop, String::new()));
         }
@@ -299,13 +307,19 @@ impl Sequence {
         let scores = std::mem::take(&mut self.scores).into_iter().map(Some);
         let scores = std::iter::once(None).chain(scores).chain(std::iter::repeat(None));
         let ids = self.job.prompt.iter().zip(scores);
-        let tokens = ids.map(|(&id, logprob)| Token { id, text: text.token(id), logprob });
+        // What is echoed of a prompt of text is that text, without the tokens around it.
+        let mut decoder = text.echo_decoder(self.job.is_of_tokens());
+        let tokens = ids.map(|(&id, logprob)| {
+            let Piece { text, bytes, offset, first } = decoder.push(id);
+            Token { id, text, bytes, offset, first, logprob }
+        });
         self.tell(Event::Prompt(tokens.collect()));
     }
 
     /// Ends with the text that is still held back.
     fn finish(&mut self, reason: FinishReason) -> Next {
-        let rest = self.decoder.finish();
+        // Half a character may still become one where the text is cut off, and only there.
+        let rest = self.decoder.finish(reason == FinishReason::Stop);
         let checked = self.stops.push(&rest);
         if checked.stopped {
             return self.done(FinishReason::Stop, checked.text);

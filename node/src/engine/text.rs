@@ -5,14 +5,16 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokenizers::{Encoding, PostProcessor as _, Tokenizer, TruncationDirection};
 
-use super::{EngineError, byte_bpe, files::Files, template::Template, wordpiece};
+use super::{
+    EngineError, byte_bpe,
+    detokenizer::{Decoder, Detokenizer},
+    files::Files,
+    template::Template,
+    wordpiece,
+};
 
 /// Bytes of a prompt. Longer than any context, short enough to be tokenised in a second or two.
 const PROMPT_BYTES_MAX: usize = 4 << 20;
-
-/// Tokens that may be waited for to complete a character. Four bytes make one at most; a model that
-/// goes on producing bytes that are none must not hold its text back for ever.
-const PENDING_MAX: usize = 8;
 
 /// A message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,17 +29,9 @@ pub struct Message {
 #[derive(Clone, Debug)]
 pub(crate) struct Text {
     tokenizer: Option<Arc<Tokenizer>>,
+    detokenizer: Option<Arc<Detokenizer>>,
     template: Option<Template>,
     eos: Vec<u32>,
-}
-
-/// Turns tokens to text as they come, whole characters at a time.
-#[derive(Clone, Debug)]
-pub(crate) struct Decoder {
-    tokenizer: Option<Arc<Tokenizer>>,
-    /// Tokens that still matter: those before `shown` give context, those after are to be shown.
-    ids: Vec<u32>,
-    shown: usize,
 }
 
 impl Text {
@@ -56,8 +50,10 @@ impl Text {
                 Some(tokenizer)
             }
         };
-        let tokenizer = tokenizer.map(Arc::new);
-        Ok(Self { tokenizer, template: Template::read(files)?, eos: eos(files)? })
+        let detokenizer = tokenizer.as_ref().map(Detokenizer::of).transpose();
+        let detokenizer = detokenizer.map_err(|error| EngineError::file("tokenizer.json", error))?;
+        let (tokenizer, detokenizer) = (tokenizer.map(Arc::new), detokenizer.map(Arc::new));
+        Ok(Self { tokenizer, detokenizer, template: Template::read(files)?, eos: eos(files)? })
     }
 
     /// Tokens that end a text.
@@ -91,17 +87,19 @@ impl Text {
         self.encode_with(&template.render(messages)?, false)
     }
 
-    /// The text of one token by itself, special ones too.
-    pub(crate) fn token(&self, id: u32) -> String {
-        let tokenizer = self.tokenizer.as_ref();
-        tokenizer.and_then(|tokenizer| tokenizer.decode(&[id], false).ok()).unwrap_or_default()
+    /// The bytes of one token by itself, special ones too. `first`: as the first of a text.
+    pub(crate) fn token_bytes(&self, id: u32, first: bool) -> Vec<u8> {
+        self.detokenizer.as_ref().map_or_else(Vec::new, |detokenizer| detokenizer.bytes(id, first))
     }
 
-    /// A decoder for what follows a prompt.
-    pub(crate) fn decoder(&self, prompt: &[u32]) -> Decoder {
-        // Some tokenizers write the first token of a text differently; so there is one before.
-        let ids = prompt[prompt.len().saturating_sub(PENDING_MAX)..].to_vec();
-        Decoder { tokenizer: self.tokenizer.clone(), shown: ids.len(), ids }
+    /// A decoder for a whole text, with special tokens if `special`.
+    pub(crate) fn echo_decoder(&self, special: bool) -> Decoder {
+        Decoder::new(self.detokenizer.clone(), special)
+    }
+
+    /// A decoder for what follows a prompt. `echoes`: whether its reader sees the prompt's tokens too.
+    pub(crate) fn decoder(&self, prompt: &[u32], echoes: bool) -> Decoder {
+        Decoder::after(self.detokenizer.clone(), prompt, echoes)
     }
 
     fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>, EngineError> {
@@ -118,36 +116,6 @@ impl Text {
             return Err(too_long());
         }
         Ok((tokenizer, tokenizer.encode_fast(text, special).map_err(untokenized)?))
-    }
-}
-
-impl Decoder {
-    /// Text that has become certain with `id`. Special tokens have none.
-    pub(crate) fn push(&mut self, id: u32) -> String {
-        self.ids.push(id);
-        let patience_ends = PENDING_MAX <= self.ids.len() - self.shown;
-        let text = self.fresh().unwrap_or_default();
-        if patience_ends || !(text.is_empty() || text.ends_with(char::REPLACEMENT_CHARACTER)) {
-            self.ids.drain(..self.shown);
-            self.shown = self.ids.len();
-            return text;
-        }
-        String::new()
-    }
-
-    /// What is left, without half a character at its end.
-    pub(crate) fn finish(&mut self) -> String {
-        let text = self.fresh().unwrap_or_default();
-        self.shown = self.ids.len();
-        text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned()
-    }
-
-    /// Text of the tokens that have not been shown.
-    fn fresh(&self) -> Option<String> {
-        let tokenizer = self.tokenizer.as_ref()?;
-        let before = tokenizer.decode(&self.ids[..self.shown], true).ok()?;
-        let all = tokenizer.decode(&self.ids, true).ok()?;
-        all.get(before.len()..).map(str::to_owned)
     }
 }
 
@@ -186,52 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn text_comes_back_piece_by_piece_in_whole_characters() {
-        let text = text();
-        for original in ["The node announces", "Zwölf Boxkämpfer 机器学习 🌊🏄!", "  two  spaces\n", "🦭"]
-        {
-            let ids = text.encode(original).unwrap();
-            let mut decoder = text.decoder(&[]);
-            let mut shown = String::new();
-            for &id in &ids {
-                let piece = decoder.push(id);
-                assert!(!piece.contains(char::REPLACEMENT_CHARACTER), "{piece:?}");
-                shown += &piece;
-            }
-            assert_eq!(shown + &decoder.finish(), original);
-        }
-    }
-
-    #[test]
-    fn half_a_character_at_the_end_is_not_shown() {
-        let text = text();
-        let ids = text.encode("a🦭").unwrap();
-        let mut decoder = text.decoder(&[]);
-        let shown: String = ids[..ids.len() - 1].iter().map(|&id| decoder.push(id)).collect();
-        assert_eq!(shown + &decoder.finish(), "a");
-    }
-
-    #[test]
-    fn bytes_that_are_no_text_do_not_hold_it_back_for_ever() {
-        let text = text();
-        let seal = text.encode("🦭").unwrap();
-        let mut decoder = text.decoder(&[]);
-        let shown: String = std::iter::repeat_n(seal[0], 40).map(|id| decoder.push(id)).collect();
-        assert!(shown.contains(char::REPLACEMENT_CHARACTER));
-        assert!(decoder.ids.len() <= 3 * PENDING_MAX, "{}", decoder.ids.len());
-        let special: String = std::iter::repeat_n(6, 40).map(|id| decoder.push(id)).collect();
-        assert_eq!(special, "");
-        assert!(decoder.ids.len() <= 3 * PENDING_MAX);
-    }
-
-    #[test]
     fn a_conversation_becomes_what_the_template_says() {
         let text = text();
         let message = Message { role: "user".into(), content: "Hi".into() };
         let ids = text.encode_chat(&[message]).unwrap();
         assert_eq!((ids[0], ids[ids.len() - 2..].to_vec()), (4, vec![6, 5]));
         assert_eq!(text.eos(), [2]);
-        assert_eq!(text.token(6), "<|end|>");
+        assert_eq!(text.token_bytes(6, true), b"<|end|>");
     }
 
     #[test]

@@ -56,9 +56,9 @@ impl Generation {
         self.events.recv().await
     }
 
-    /// The text of one token, special ones too.
-    pub fn token_text(&self, id: u32) -> String {
-        self.loaded.engine.token_text(id)
+    /// The bytes of one token by itself; see [`Engine::token_bytes`].
+    pub fn token_bytes(&self, id: u32, first: bool) -> Vec<u8> {
+        self.loaded.engine.token_bytes(id, first)
     }
 
     /// What of the weights was in memory, so far.

@@ -137,10 +137,10 @@ async fn a_byte_level_tokenizer_is_the_one_that_it_was_made_from() {
     {
         let ids = text.encode(given).unwrap();
         assert_eq!(ids, original.encode(given).unwrap());
-        let mut decoder = text.decoder(&[]);
-        let shown: String = ids.iter().map(|&id| decoder.push(id)).collect();
-        let mut decoder = original.decoder(&[]);
-        assert_eq!(shown, ids.iter().map(|&id| decoder.push(id)).collect::<String>());
+        let mut decoder = text.decoder(&[], false);
+        let shown: String = ids.iter().map(|&id| decoder.push(id).text).collect();
+        let mut decoder = original.decoder(&[], false);
+        assert_eq!(shown, ids.iter().map(|&id| decoder.push(id).text).collect::<String>());
     }
     let chat = [Message { role: "user".into(), content: "Hello".into() }];
     assert_eq!(text.encode_chat(&chat).unwrap(), original.encode_chat(&chat).unwrap());
@@ -157,9 +157,9 @@ async fn a_vocabulary_of_pieces_gives_what_sentence_piece_does() {
         let given = given.as_str().unwrap();
         let expected: Vec<u32> = serde_json::from_value(ids.clone()).unwrap();
         assert_eq!(text.encode(given).unwrap(), expected, "{given:?}");
-        let mut decoder = text.decoder(&[1]);
-        let shown: String = expected[1..].iter().map(|&id| decoder.push(id)).collect();
-        assert_eq!(shown + &decoder.finish(), given);
+        let mut decoder = text.decoder(&[1], false);
+        let shown: String = expected[1..].iter().map(|&id| decoder.push(id).text).collect();
+        assert_eq!(shown + &decoder.finish(true), given);
     }
 }
 

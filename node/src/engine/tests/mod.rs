@@ -9,6 +9,7 @@ mod memory;
 mod runs;
 mod saved;
 mod swarm;
+mod text;
 mod weights;
 mod whole;
 

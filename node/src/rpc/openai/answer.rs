@@ -2,8 +2,11 @@
 //!
 //! Pure: the id, the time and the numbers come in as values.
 
+use std::collections::VecDeque;
+
 use serde_json::{Value, json};
 
+use super::logprobs::{self, Scored};
 use crate::{api::GenerationStats, engine::FinishReason};
 
 /// Which of the two APIs an answer is for.
@@ -31,20 +34,11 @@ pub(super) struct Head {
 }
 
 /// Text that was added to a choice, and the tokens that it comes from, as far as their probabilities
-/// were asked for. The text of several tokens may come with the last of them.
+/// were asked for. A token whose text is held back is told with that text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Piece {
     pub(super) text: String,
     pub(super) tokens: Vec<Scored>,
-}
-
-/// A token and how likely it was.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Scored {
-    pub(super) text: String,
-    /// `None` for the first token of a prompt, which follows nothing.
-    pub(super) logprob: Option<f32>,
-    pub(super) top: Vec<(String, f32)>,
 }
 
 /// One of the answers to a request, as far as it has come.
@@ -56,7 +50,9 @@ pub(super) struct Choice {
     started: bool,
     /// What was pushed, for an answer that is given whole.
     text: String,
-    tokens: Vec<(usize, Scored)>,
+    tokens: Vec<Scored>,
+    /// Tokens whose text has not come yet.
+    waiting: VecDeque<Scored>,
     finish: Option<FinishReason>,
 }
 
@@ -81,31 +77,36 @@ impl Choice {
 
     /// Ends an answer that is given whole.
     pub(super) fn end(&mut self, reason: FinishReason) {
+        let rest = self.rest();
+        self.tokens.extend(rest);
         self.finish = Some(reason);
     }
 
-    /// The text of `piece`, and its tokens with the number of characters before each.
-    fn place(&mut self, piece: Piece) -> (String, Vec<(usize, Scored)>) {
-        let mut offset = self.length;
-        let tokens = piece.tokens.into_iter().map(|token| {
-            let at = offset;
-            offset += token.text.chars().count();
-            (at, token)
-        });
-        let tokens = tokens.collect();
+    /// The text of `piece`, and the tokens that the client sees with it.
+    fn place(&mut self, piece: Piece) -> (String, Vec<Scored>) {
         self.length += piece.text.chars().count();
-        (piece.text, tokens)
+        self.waiting.extend(piece.tokens);
+        let seen = self.waiting.iter().take_while(|token| token.offset < self.length).count();
+        (piece.text, self.waiting.drain(..seen).collect())
+    }
+
+    /// Tokens whose text never came. They stand at the end.
+    fn rest(&mut self) -> Vec<Scored> {
+        let length = self.length;
+        let rest = self.waiting.drain(..);
+        rest.map(|token| Scored { offset: token.offset.min(length), ..token }).collect()
     }
 }
 
 impl Head {
     /// The chunk for what was added to `choice`, unless it would say nothing.
     pub(super) fn chunk(&self, choice: &mut Choice, piece: Piece) -> Option<Value> {
+        let (text, tokens) = choice.place(piece);
         // A token may be only the first half of a character.
-        if piece.text.is_empty() && piece.tokens.is_empty() {
+        if text.is_empty() && tokens.is_empty() {
             return None;
         }
-        Some(self.next(choice, piece, None))
+        Some(self.next(choice, text, tokens, None))
     }
 
     /// The chunk that ends `choice`, with the last that was added to it.
@@ -116,7 +117,9 @@ impl Head {
         reason: FinishReason,
         stats: &GenerationStats,
     ) -> Value {
-        let mut chunk = self.next(choice, piece, Some(reason));
+        let (text, mut tokens) = choice.place(piece);
+        tokens.extend(choice.rest());
+        let mut chunk = self.next(choice, text, tokens, Some(reason));
         chunk["surf"] = json!(stats);
         chunk
     }
@@ -159,8 +162,13 @@ impl Head {
         }
     }
 
-    fn next(&self, choice: &mut Choice, piece: Piece, finish: Option<FinishReason>) -> Value {
-        let (text, tokens) = choice.place(piece);
+    fn next(
+        &self,
+        choice: &mut Choice,
+        text: String,
+        tokens: Vec<Scored>,
+        finish: Option<FinishReason>,
+    ) -> Value {
         let logprobs = if tokens.is_empty() { Value::Null } else { self.logprobs_of(&tokens) };
         let finish = finish.map(finish_reason);
         let first = !std::mem::replace(&mut choice.started, true);
@@ -200,11 +208,11 @@ impl Head {
         })
     }
 
-    fn logprobs_of(&self, tokens: &[(usize, Scored)]) -> Value {
+    fn logprobs_of(&self, tokens: &[Scored]) -> Value {
         match (self.logprobs, self.shape) {
             (false, _) => Value::Null,
-            (true, Shape::Text) => text_logprobs(tokens),
-            (true, Shape::Chat) => chat_logprobs(tokens),
+            (true, Shape::Text) => logprobs::of_text(tokens),
+            (true, Shape::Chat) => logprobs::of_chat(tokens),
         }
     }
 }
@@ -217,30 +225,6 @@ impl Usage {
             "total_tokens": self.prompt_tokens + self.completion_tokens,
         })
     }
-}
-
-fn text_logprobs(tokens: &[(usize, Scored)]) -> Value {
-    let top = |token: &Scored| -> Value {
-        if token.logprob.is_none() { Value::Null } else { token.top.iter().cloned().collect() }
-    };
-    let each =
-        |value: &dyn Fn(&Scored) -> Value| tokens.iter().map(|(_, token)| value(token)).collect::<Vec<_>>();
-    json!({
-        "tokens": each(&|token| json!(token.text)),
-        "token_logprobs": each(&|token| json!(token.logprob)),
-        "top_logprobs": each(&top),
-        "text_offset": tokens.iter().map(|(offset, _)| offset).collect::<Vec<_>>(),
-    })
-}
-
-fn chat_logprobs(tokens: &[(usize, Scored)]) -> Value {
-    let entry = |text: &str, logprob: Option<f32>| json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()});
-    let content = tokens.iter().map(|(_, token)| {
-        let mut value = entry(&token.text, token.logprob);
-        value["top_logprobs"] = token.top.iter().map(|(text, logprob)| entry(text, Some(*logprob))).collect();
-        value
-    });
-    json!({"content": content.collect::<Vec<_>>(), "refusal": null})
 }
 
 fn finish_reason(reason: FinishReason) -> &'static str {

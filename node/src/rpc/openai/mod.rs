@@ -8,6 +8,7 @@
 mod answer;
 mod embeddings;
 mod fields;
+mod logprobs;
 mod messages;
 mod request;
 #[cfg(test)]
@@ -28,7 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use self::embeddings::embeddings;
 use self::{
-    answer::{Choice, Head, Piece, Scored, Shape, Usage},
+    answer::{Choice, Head, Piece, Shape, Usage},
+    logprobs::Scored,
     request::Wanted,
 };
 use super::{
@@ -171,34 +173,49 @@ fn choice(
     prompt: Option<String>,
 ) -> impl Stream<Item = Result<Told, ApiError>> {
     let before = generation.cache();
-    stream::unfold((generation, before, prompt), move |(mut generation, before, mut prompt)| async move {
+    let state = (generation, before, prompt, 0);
+    stream::unfold(state, move |(mut generation, before, mut prompt, mut echoed)| async move {
         let event = generation.next().await?;
-        let score = |token: &Token| scored.then(|| score(token, |id| generation.token_text(id)));
+        let bytes = |id, first| generation.token_bytes(id, first);
         let what = match event {
             Event::Prompt(tokens) => {
-                let own = || tokens.iter().map(|token| token.text.as_str()).collect();
                 // Tokens put together are not always the text that they were made of.
-                let text = prompt.take().unwrap_or_else(own);
-                Ok(What::Piece(Piece { text, tokens: tokens.iter().filter_map(score).collect() }))
+                let (piece, length) = echo(&tokens, prompt.take(), scored, bytes);
+                echoed = length;
+                Ok(What::Piece(piece))
             }
             Event::Token(token) => {
-                let tokens = score(&token).into_iter().collect();
+                let tokens = scored.then(|| Scored::new(&token, echoed, bytes)).into_iter().collect();
                 Ok(What::Piece(Piece { text: token.text, tokens }))
             }
             Event::Done(done) => Ok(What::End(done, since(&before, generation.cache()))),
             Event::Failed(error) => Err(NodeError::from(error).into()),
         };
-        Some((what.map(|what| Told { index, what }), (generation, before, prompt)))
+        Some((what.map(|what| Told { index, what }), (generation, before, prompt, echoed)))
     })
 }
 
-fn score(token: &Token, text: impl Fn(u32) -> String) -> Scored {
-    let top = token.logprob.iter().flat_map(|logprob| &logprob.top);
-    Scored {
-        text: text(token.id),
-        logprob: token.logprob.as_ref().map(|logprob| logprob.logprob),
-        top: top.map(|(id, logprob)| (text(*id), *logprob)).collect(),
-    }
+/// The prompt as it is given back, and how many characters it has. `written`: as the client wrote it, if
+/// as text.
+fn echo(
+    tokens: &[Token],
+    written: Option<String>,
+    scored: bool,
+    bytes: impl Fn(u32, bool) -> Vec<u8>,
+) -> (Piece, usize) {
+    let mut scores: Vec<Scored> = match scored {
+        true => tokens.iter().map(|token| Scored::new(token, 0, &bytes)).collect(),
+        false => Vec::new(),
+    };
+    let text = match written {
+        Some(text) => {
+            logprobs::place(&text, scores.iter_mut().zip(tokens));
+            text
+        }
+        None => tokens.iter().map(|token| token.text.as_str()).collect(),
+    };
+    let length = text.chars().count();
+    (Piece { text, tokens: scores }, length)
 }
 
 /// The rest of a stream, after its `first` chunk.

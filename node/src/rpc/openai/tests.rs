@@ -231,11 +231,19 @@ fn a_whole_chat_completion_is_as_documented() {
 
 #[test]
 fn logprobs_are_as_documented() {
-    let name = |id| ["é", "b", "c"][id as usize].to_owned();
-    let first = Token { id: 0, text: "é".into(), logprob: None };
+    let bytes = |id, _| ["é", "b", "c"][id as usize].as_bytes().to_vec();
+    let token = |id, text: &str, offset, logprob| Token {
+        id,
+        text: text.into(),
+        bytes: text.into(),
+        offset,
+        first: false,
+        logprob,
+    };
     let second = Logprob { logprob: -0.5, top: vec![(1, -0.5), (2, -2.0)] };
-    let second = Token { id: 1, text: "b".into(), logprob: Some(second) };
-    let piece = Piece { text: "éb".into(), tokens: vec![score(&first, name), score(&second, name)] };
+    let tokens = [token(0, "é", 0, None), token(1, "b", 1, Some(second))];
+    let tokens = tokens.iter().map(|token| Scored::new(token, 0, bytes)).collect();
+    let piece = Piece { text: "éb".into(), tokens };
     let mut text = run(&text_request(json!({"logprobs": 2, "echo": true})).unwrap());
     let mut chat = run(&chat_request(json!({"logprobs": true, "top_logprobs": 2})).unwrap());
     for run in [&mut text, &mut chat] {
@@ -362,4 +370,47 @@ fn what_was_used_is_counted_in_one_go() {
     // By comparing each with all others, this would take hours.
     let used = since(&stats(5), stats(12));
     assert!(used.hits == 7 && used.per_group.iter().all(|group| group.hits == 7));
+}
+
+/// `text_offset` counts what the client sees, streamed or not, also where a stop string takes text back.
+#[tokio::test]
+async fn tokens_come_with_the_text_that_they_are_part_of() {
+    let piece = |text: &str, offset: usize, bytes: &[u8]| {
+        let scored = Scored { bytes: bytes.into(), offset, logprob: Some(-1.0), top: Vec::new() };
+        What::Piece(Piece { text: text.into(), tokens: vec![scored] })
+    };
+    let told = || {
+        let end = match done(FinishReason::Stop, 1, 5) {
+            What::End(end, cache) => What::End(Done { text: "<".into(), ..end }, cache),
+            What::Piece(_) => unreachable!(),
+        };
+        let told = vec![
+            piece("", 0, &[0xc3]),
+            piece("é", 0, &[0xa9]),
+            piece("b", 1, b"b"),
+            piece("", 2, b"<"),
+            piece("", 3, b"|x"),
+        ];
+        told.into_iter().chain([end]).map(|what| self::told(0, what))
+    };
+    let expected = [
+        (json!(["\u{fffd}", "\u{fffd}"]), json!([0, 0])),
+        (json!(["b"]), json!([1])),
+        (json!(["<", "|x"]), json!([2, 3])),
+    ];
+    let wanted = text_request(json!({"logprobs": 0, "stream": true})).unwrap();
+    let chunks = streamed(&wanted, told().map(Ok).collect()).await;
+    let chunks = chunks.iter().filter(|chunk| *chunk != "[DONE]");
+    let chunks: Vec<Value> = chunks.map(|chunk| serde_json::from_str(chunk).unwrap()).collect();
+    let streamed = chunks.iter().map(|chunk| {
+        let logprobs = &chunk["choices"][0]["logprobs"];
+        (logprobs["tokens"].clone(), logprobs["text_offset"].clone())
+    });
+    assert_eq!(streamed.collect::<Vec<_>>(), expected);
+    let mut whole = run(&wanted);
+    told().for_each(|told| whole.push(told));
+    let whole = whole.whole().unwrap();
+    assert_eq!(whole["choices"][0]["text"], "éb<");
+    let logprobs = &whole["choices"][0]["logprobs"];
+    assert_eq!(logprobs["text_offset"], json!([0, 0, 1, 2, 3]));
 }
