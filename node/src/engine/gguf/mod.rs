@@ -21,8 +21,8 @@ use surf_protocol::Dtype;
 use self::{config::About, tokenizer::Vocabulary};
 use super::{EngineError, files::Files};
 
-pub(crate) use surf_chunker::families::under_either_name as find;
 pub(crate) use splits::QWEN2;
+pub(crate) use surf_chunker::families::under_either_name as find;
 
 /// A tensor that every model has, and no other format calls like this.
 const EMBEDDING: &str = "token_embd.weight";
