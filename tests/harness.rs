@@ -15,6 +15,12 @@ use serde_json::Value;
 use surf_node::{Config, Node, config, members::Members};
 use tempfile::TempDir;
 
+/// Nodes inside a test run models, and so start this program again.
+#[ctor::ctor(unsafe)]
+fn enter_sandbox() {
+    surf_node::engine::enter_sandbox();
+}
+
 /// The models with recorded outputs, and what is tested with them.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models").join(name)
@@ -173,6 +179,11 @@ impl Process {
     fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.pid().to_string()]).status();
         assert!(sent.expect("kill runs").success(), "{signal}");
+    }
+
+    /// Waits until it has ended.
+    pub fn ended(&mut self) {
+        self.child.wait().expect("the process can be waited for");
     }
 
     /// Kills it as `kill -9` does.

@@ -43,3 +43,10 @@ pub mod weights;
 
 pub use config::Config;
 pub use node::Node;
+
+/// Tests run models too.
+#[cfg(test)]
+#[ctor::ctor(unsafe)]
+fn start() {
+    engine::enter_sandbox();
+}

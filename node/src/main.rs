@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use surf_node::cli::{self, Cli};
 
 fn main() -> ExitCode {
+    surf_node::engine::enter_sandbox();
     cli::quieten_panics();
     let cli = Cli::read();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

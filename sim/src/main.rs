@@ -108,6 +108,7 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
+    surf_node::engine::enter_sandbox();
     let result = match Args::parse().command {
         Command::Run(run) => run.execute(),
         Command::Scale(scale) => scale.execute(),

@@ -105,8 +105,9 @@ fn words(ready: &Ready) -> String {
 
 /// A token that the first SIGINT or SIGTERM cancels. The second ends the program.
 fn stop_on_signals() -> Result<CancellationToken, CliError> {
-    let mut signals =
-        signals().map_err(|error| CliError::failed(format!("signals cannot be listened for: {error}")))?;
+    let failed = |error| CliError::failed(format!("signals cannot be listened for: {error}"));
+    end_at_the_second_signal().map_err(failed)?;
+    let mut signals = signals().map_err(failed)?;
     let stop = CancellationToken::new();
     let stopping = stop.clone();
     tokio::spawn(async move {
@@ -116,6 +117,27 @@ fn stop_on_signals() -> Result<CancellationToken, CliError> {
         std::process::exit(1);
     });
     Ok(stop)
+}
+
+/// By the signal handler itself, whatever the threads of the program are busy with.
+#[cfg(unix)]
+fn end_at_the_second_signal() -> std::io::Result<()> {
+    use signal_hook::{
+        consts::{SIGINT, SIGTERM},
+        flag,
+    };
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // Handlers run in the order in which they were registered: look first, note after.
+        flag::register_conditional_shutdown(signal, 1, std::sync::Arc::clone(&asked))?;
+        flag::register(signal, std::sync::Arc::clone(&asked))?;
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn end_at_the_second_signal() -> std::io::Result<()> {
+    Ok(())
 }
 
 #[cfg(unix)]

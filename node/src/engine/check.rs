@@ -145,7 +145,7 @@ async fn greedily(engine: &Engine, row: &Row, count: usize) -> Result<Vec<u32>, 
     let prompt = (0..row.tokens.len()).filter(|&at| counts(at)).map(|at| row.tokens[at]).collect();
     let request =
         Request { max_tokens: Some(count), ignore_eos: true, ..Request::new(Prompt::Tokens(prompt)) };
-    let mut events = engine.generate(request)?;
+    let mut events = engine.generate(request).await?;
     while let Some(event) = events.recv().await {
         match event {
             Event::Token(token) => ids.push(token.id),

@@ -15,7 +15,8 @@
 //! - `files`: the small files of a model, and `gguf`: what stands for them in a GGUF file.
 //! - `memory`: how the memory budget is shared. `budget`: reservations of it. `widths`: what a pass takes.
 //!   `caught`: panics as errors.
-//! - `sampling`, `stop`, `text`, `detokenizer`, `wordpiece`, `byte_bpe`, `template`: from logits to text, and from text to tokens.
+//! - `sampling`, `stop`, `text`, `detokenizer`: from logits to text.
+//! - `sandbox`: the process that holds `tokenizer`, `wordpiece`, `byte_bpe` or `template`: from text to tokens.
 //! - `sentence`: from vectors of tokens to one of the text.
 //! - `check`: is it right? Compares with what another implementation computed. `reading`: how far apart are two models?
 //! - `pack`: floats to blocks of fewer bits, for who publishes.
@@ -58,6 +59,7 @@ mod request;
 mod rotary;
 mod router;
 mod sampling;
+mod sandbox;
 mod sentence;
 mod sequence;
 mod source;
@@ -65,6 +67,7 @@ mod stop;
 mod stored;
 mod template;
 mod text;
+mod tokenizer;
 mod whole;
 mod widths;
 mod wordpiece;
@@ -93,6 +96,7 @@ pub use pack::{Packing, Unpackable};
 pub use reading::Reading;
 pub use request::{Done, Event, FinishReason, Prompt, Request, Token};
 pub use sampling::{Logprob, Sampling};
+pub use sandbox::enter as enter_sandbox;
 pub use sentence::normalize;
 pub use text::Message;
 pub use whole::is_whole;
@@ -240,11 +244,11 @@ impl Engine {
         Ok(Self { commands, text, shape, sentence, device, limits, pass })
     }
 
-    /// Starts to answer `request`. Tokenizes on this thread, which for a long prompt takes a while.
+    /// Starts to answer `request`, when it has been tokenised. Dropping the future takes it back.
     ///
     /// The last event is [`Event::Done`] or [`Event::Failed`]. Dropping the receiver cancels; one from
     /// which nothing is taken for a minute is given up.
-    pub fn generate(&self, mut request: Request) -> Result<mpsc::Receiver<Event>, EngineError> {
+    pub async fn generate(&self, mut request: Request) -> Result<mpsc::Receiver<Event>, EngineError> {
         request.sampling.check()?;
         match self.shape.kind {
             Kind::Encoder { .. } => {
@@ -264,9 +268,9 @@ impl Engine {
         let asked = Instant::now();
         // A prompt may be long, and is kept as tokens from here on.
         let prompt = match std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new())) {
-            Prompt::Text(text) => self.text.encode(&text)?,
+            Prompt::Text(text) => self.text.encode(text, self.context()).await?,
             Prompt::Tokens(tokens) => tokens,
-            Prompt::Chat(messages) => self.text.encode_chat(&messages)?,
+            Prompt::Chat(messages) => self.text.encode_chat(&messages, self.context()).await?,
         };
         self.check_tokens(&prompt)?;
         let taken = match self.shape.kind {
@@ -323,7 +327,9 @@ impl Engine {
                 && let Some(text) = texts.next()
             {
                 let row = match text {
-                    Prompt::Text(text) => self.text.encode_within(&sentence.prepared(text), tokens_max)?,
+                    Prompt::Text(text) => {
+                        self.text.encode_within(sentence.prepared(text).into(), tokens_max).await?
+                    }
                     Prompt::Tokens(tokens) => tokens.clone(),
                     Prompt::Chat(_) => {
                         return Err(EngineError::Request("a conversation cannot be embedded".to_owned()));

@@ -21,7 +21,7 @@ impl Engine {
             let reason = "only a model that continues a text holds what follows likely or not";
             return Err(EngineError::Request(reason.to_owned()));
         }
-        let mut tokens = self.text.encode(text)?;
+        let mut tokens = self.text.encode(text.to_owned(), usize::MAX).await?;
         let bytes = usize::try_from(self.limits.bytes / 4).map_or(BYTES_MAX, |bytes| bytes.min(BYTES_MAX));
         let places = bytes / (size_of::<f32>() * self.shape.vocab.max(1));
         tokens.truncate(places.min(PASS_TOKENS_MAX).min(self.context()));

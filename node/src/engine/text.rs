@@ -2,22 +2,24 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use serde::Serialize;
 use serde_json::Value;
-use tokenizers::{Encoding, PostProcessor as _, Tokenizer, TruncationDirection};
 
 use super::{
-    EngineError, byte_bpe,
+    EngineError,
     detokenizer::{Decoder, Detokenizer},
     files::Files,
-    template::Template,
-    wordpiece,
+    sandbox::{Ask, Clock, Fit, Sandbox, What},
+    template,
+    tokenizer::Vocabulary,
 };
 
 /// Bytes of a prompt. Longer than any context, short enough to be tokenised in a second or two.
-const PROMPT_BYTES_MAX: usize = 4 << 20;
+pub(crate) const PROMPT_BYTES_MAX: usize = 4 << 20;
 
 /// A message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Message {
     /// Who says it: `system`, `user`, `assistant`, …
     pub role: String,
@@ -28,32 +30,29 @@ pub struct Message {
 /// Tokenizer, chat template and end-of-text tokens of a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Text {
-    tokenizer: Option<Arc<Tokenizer>>,
+    tokenizer: Option<Sandbox>,
     detokenizer: Option<Arc<Detokenizer>>,
-    template: Option<Template>,
+    template: Option<Sandbox>,
     eos: Vec<u32>,
 }
 
 impl Text {
-    /// From the repository's files. A model without a tokenizer understands token ids only.
+    /// From the repository's files. A model without a tokenizer understands token ids only. Waits for the
+    /// tokenizer; a template is looked at when somebody chats, and what is wrong with it is told then.
     pub(crate) fn read(files: &Files) -> Result<Self, EngineError> {
-        let tokenizer = match files.0.get("tokenizer.json") {
-            None => match byte_bpe::read(files)? {
-                Some(tokenizer) => Some(tokenizer),
-                None => wordpiece::read(files)?,
-            },
-            Some(bytes) => {
-                let wrong = |error| EngineError::file("tokenizer.json", error);
-                let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(wrong)?;
-                tokenizer.with_padding(None);
-                tokenizer.with_truncation(None).map_err(wrong)?;
-                Some(tokenizer)
+        let (mut tokenizer, mut detokenizer) = (None, None);
+        if let Some(files) = files.of_tokenizer() {
+            let sandbox = Sandbox::start(What::Tokenizer, &files)?;
+            if let Some(vocabulary) = sandbox.ready()? {
+                let wrong = |reason| EngineError::file("tokenizer.json", reason);
+                let vocabulary = Vocabulary::unpack(&vocabulary).ok_or(EngineError::Stopped)?;
+                let decoding = Detokenizer::new(vocabulary.tokens, &vocabulary.decoder).map_err(wrong)?;
+                (tokenizer, detokenizer) = (Some(sandbox), Some(Arc::new(decoding)));
             }
-        };
-        let detokenizer = tokenizer.as_ref().map(Detokenizer::of).transpose();
-        let detokenizer = detokenizer.map_err(|error| EngineError::file("tokenizer.json", error))?;
-        let (tokenizer, detokenizer) = (tokenizer.map(Arc::new), detokenizer.map(Arc::new));
-        Ok(Self { tokenizer, detokenizer, template: Template::read(files)?, eos: eos(files)? })
+        }
+        let template = files.of_template();
+        let template = template.map(|files| Sandbox::start(What::Template, &files)).transpose()?;
+        Ok(Self { tokenizer, detokenizer, template, eos: eos(files)? })
     }
 
     /// Tokens that end a text.
@@ -61,30 +60,31 @@ impl Text {
         &self.eos
     }
 
-    /// The tokens of `text`, with those that the tokenizer puts around it.
-    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, EngineError> {
-        self.encode_with(text, true)
+    /// The tokens of `text`, with those that the tokenizer puts around it; at most `most`.
+    pub(crate) async fn encode(&self, text: String, most: usize) -> Result<Vec<u32>, EngineError> {
+        self.ask(text.into(), true, Fit::Refuse(most)).await
     }
 
-    /// The same, with the end of the text cut off if there are more than `tokens_max` otherwise.
-    pub(crate) fn encode_within(&self, text: &str, tokens_max: usize) -> Result<Vec<u32>, EngineError> {
-        let (tokenizer, mut encoding) = self.encoding(text, false)?;
-        let around = tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
-        encoding.truncate(tokens_max.saturating_sub(around), 0, TruncationDirection::Right);
-        let whole = tokenizer.post_process(encoding, None, true).map_err(untokenized)?;
-        Ok(whole.get_ids().to_vec())
+    /// The same, with the end of the text cut off if there are more than `most` otherwise.
+    pub(crate) async fn encode_within(&self, text: String, most: usize) -> Result<Vec<u32>, EngineError> {
+        self.ask(text.into(), true, Fit::Cut(most)).await
     }
 
-    /// The tokens of a conversation, up to where the model is to answer.
-    pub(crate) fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
-        let Some(template) = &self.template else {
-            return Err(EngineError::Request("the model has no chat template; give it text".to_owned()));
-        };
+    /// The tokens of a conversation, up to where the model is to answer; at most `most`.
+    pub(crate) async fn encode_chat(
+        &self,
+        messages: &[Message],
+        most: usize,
+    ) -> Result<Vec<u32>, EngineError> {
+        let none = || EngineError::Request("the model has no chat template; give it text".to_owned());
+        let template = self.template.as_ref().ok_or_else(none)?;
         if PROMPT_BYTES_MAX < messages.iter().map(|message| message.content.len()).sum() {
             return Err(too_long());
         }
+        let conversation = template::conversation(messages)?;
+        let text = template.ask(Ask::Render { clock: Clock::now() }, conversation.into()).await?;
         // The template has put special tokens where they belong.
-        self.encode_with(&template.render(messages)?, false)
+        self.ask(text.ok_or_else(none)?, false, Fit::Refuse(most)).await
     }
 
     /// The bytes of one token by itself, special ones too. `first`: as the first of a text.
@@ -102,25 +102,16 @@ impl Text {
         Decoder::after(self.detokenizer.clone(), prompt, echoes)
     }
 
-    fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>, EngineError> {
-        self.encoding(text, special).map(|(_, encoding)| encoding.get_ids().to_vec())
-    }
-
-    fn encoding(&self, text: &str, special: bool) -> Result<(&Tokenizer, Encoding), EngineError> {
-        let Some(tokenizer) = &self.tokenizer else {
-            return Err(EngineError::Request(
-                "the model has no tokenizer that is known; give it token ids".to_owned(),
-            ));
-        };
+    async fn ask(&self, text: Bytes, special: bool, fit: Fit) -> Result<Vec<u32>, EngineError> {
+        let none =
+            || EngineError::Request("the model has no tokenizer that is known; give it token ids".to_owned());
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(none)?;
         if PROMPT_BYTES_MAX < text.len() {
             return Err(too_long());
         }
-        Ok((tokenizer, tokenizer.encode_fast(text, special).map_err(untokenized)?))
+        let ids = tokenizer.ask(Ask::Encode { special, fit }, text).await?.ok_or_else(none)?;
+        Ok(ids.as_chunks().0.iter().map(|id| u32::from_ne_bytes(*id)).collect())
     }
-}
-
-fn untokenized(error: tokenizers::Error) -> EngineError {
-    EngineError::Request(format!("tokenizing: {error}"))
 }
 
 fn too_long() -> EngineError {
@@ -157,7 +148,7 @@ mod tests {
     fn a_conversation_becomes_what_the_template_says() {
         let text = text();
         let message = Message { role: "user".into(), content: "Hi".into() };
-        let ids = text.encode_chat(&[message]).unwrap();
+        let ids = futures::executor::block_on(text.encode_chat(&[message], 512)).unwrap();
         assert_eq!((ids[0], ids[ids.len() - 2..].to_vec()), (4, vec![6, 5]));
         assert_eq!(text.eos(), [2]);
         assert_eq!(text.token_bytes(6, true), b"<|end|>");

@@ -11,13 +11,14 @@ use std::{any::Any, sync::Arc};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use surf_protocol::{Manifest, ModelId};
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::{runtime::Handle, sync::mpsc, task::spawn_blocking};
+use tokio_util::sync::CancellationToken;
 
 use self::host::{Host, Removing};
 use super::{Node, NodeError};
 use crate::{
     api::{CacheStats, Checked, GroupCache, LoadedModel},
-    engine::{self, Engine},
+    engine::{self, Engine, EngineError},
     publish::{ModelHost, announcer::Wanting},
     source::ModelSource,
     store::Lease,
@@ -71,7 +72,7 @@ impl Node {
     /// Continues a prompt.
     pub async fn generate(&self, model: &str, request: engine::Request) -> Result<Generation, NodeError> {
         let loaded = self.loaded(model).await?;
-        let events = loaded.engine.generate(request)?;
+        let events = loaded.engine.generate(request).await?;
         Ok(Generation { events, loaded })
     }
 
@@ -87,16 +88,17 @@ impl Node {
 
     /// Each of `texts` as a vector.
     pub async fn embed(&self, model: &str, texts: &[engine::Prompt]) -> Result<engine::Embedded, NodeError> {
-        let loaded = self.loaded(model).await?;
-        Ok(loaded.engine.embed(texts).await?)
+        let (loaded, texts) = (self.loaded(model).await?, texts.to_vec());
+        aside(async move { loaded.engine.embed(&texts).await }).await
     }
 
     /// Runs recorded inputs and compares with the recorded outputs, a safetensors file.
     pub async fn check(&self, model: &str, expected: Bytes, tolerance: f64) -> Result<Checked, NodeError> {
         let loaded = self.loaded(model).await?;
-        let checked = loaded.engine.check(&expected, tolerance as f32).await?;
+        let model = loaded.id.to_string();
+        let checked = aside(async move { loaded.engine.check(&expected, tolerance as f32).await }).await?;
         Ok(Checked {
-            model: loaded.id.to_string(),
+            model,
             compared: checked.compared as u64,
             max_abs_err: checked.max_abs_err.into(),
             max_rel_err: checked.max_rel_err.into(),
@@ -125,7 +127,7 @@ impl Node {
         engine::runnable(&checkpoint)?;
         let files = files::all(&*source, &checkpoint).await?;
         let config = self.parts.config.engine;
-        let runtime = tokio::runtime::Handle::current();
+        let runtime = Handle::current();
         let journal = Arc::clone(&self.parts.journal);
         let id = checkpoint.manifest().id();
         let loading = spawn_blocking(move || {
@@ -197,4 +199,16 @@ impl Loaded {
             resident_bytes: stats.resident_bytes,
         }
     }
+}
+
+/// Does `work`, which computes between its waits for longer than a worker of the runtime may be kept from
+/// its connections. Dropping the future ends it at its next wait.
+async fn aside<T: Send + 'static>(
+    work: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+) -> Result<T, NodeError> {
+    let (left, runtime) = (CancellationToken::new(), Handle::current());
+    let _left = left.clone().drop_guard();
+    let working = spawn_blocking(move || runtime.block_on(left.run_until_cancelled(work)));
+    let done = working.await.map_err(|error| fault(&error))?;
+    Ok(done.unwrap_or(Err(EngineError::Stopped))?)
 }

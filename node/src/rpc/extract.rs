@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     error::{ApiError, code},
     pace::{PATIENCE, Pace},
+    work::{INLINE_MAX, aside},
 };
 
 /// Bytes in a body of JSON. A prompt that fills a context of half a million tokens is below this.
@@ -33,12 +34,16 @@ pub(super) struct Tail(pub(super) String);
 #[derive(Debug)]
 pub(super) struct Params<T>(pub(super) T);
 
-impl<T: DeserializeOwned, S: Sync> FromRequest<S> for Json<T> {
+impl<T: DeserializeOwned + Send + 'static, S: Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let bytes = read(request, JSON_SIZE_MAX).await?;
-        parse(&bytes).map(Self)
+        if bytes.len() <= INLINE_MAX {
+            parse(&bytes).map(Self)
+        } else {
+            aside(move || parse(&bytes).map(Self)).await
+        }
     }
 }
 

@@ -15,11 +15,11 @@ use futures::stream;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{App, error::ApiError, extract::Json};
+use super::{App, error::ApiError, extract::Json, work::aside};
 use crate::engine::{Output, Row};
 
-/// Numbers that are written together.
-const PIECE: usize = 1 << 16;
+/// Numbers that are written at once. More would keep a worker of the runtime for too long.
+const PIECE: usize = 16 << 10;
 
 /// What to run.
 #[derive(Debug, Deserialize)]
@@ -61,7 +61,7 @@ pub(super) async fn forward(
     State(app): State<App>,
     Json(request): Json<ForwardRequest>,
 ) -> Result<Response, ApiError> {
-    let (model, rows) = check(request)?;
+    let (model, rows) = aside(move || check(request)).await?;
     let row = &rows[0];
     let length = row.decoder.as_ref().unwrap_or(&row.tokens).len();
     let outputs = app.node.forward(&model, rows).await?;

@@ -9,6 +9,7 @@
 //!   chunk         /surf/v1/chunks/…
 //!   forward       /surf/v1/forward
 //!   metrics       /metrics
+//!   work          what workers must not be kept with
 //!   error         what went wrong, as an answer
 //! ```
 //!
@@ -28,6 +29,7 @@ mod pace;
 mod surf;
 #[cfg(test)]
 mod tests;
+mod work;
 
 use std::{
     io,

@@ -15,6 +15,7 @@ use super::{
     error::{ApiError, code},
     extract::{self, Params, Tail},
     lines,
+    work::aside,
 };
 use crate::{
     api::{
@@ -64,8 +65,8 @@ pub(super) async fn model(State(app): State<App>, Tail(name): Tail) -> Result<Js
 }
 
 /// `GET /surf/v1/events`
-pub(super) async fn events(State(app): State<App>) -> Json<Vec<journal::Entry>> {
-    Json(app.node.journal().entries())
+pub(super) async fn events(State(app): State<App>) -> Result<Response, ApiError> {
+    aside(move || Ok(Json(app.node.journal().entries()).into_response())).await
 }
 
 /// `POST /surf/v1/publish`

@@ -70,6 +70,7 @@ pub(crate) struct Piece {
 
 impl Detokenizer {
     /// That of `tokenizer`.
+    #[cfg(test)]
     pub(crate) fn of(tokenizer: &Tokenizer) -> Result<Self, String> {
         let decoder = serde_json::to_value(tokenizer.get_decoder()).map_err(|error| error.to_string())?;
         Self::new(Self::tokens(tokenizer), &decoder)

@@ -164,7 +164,7 @@ async fn prompts_together_are_answered_as_alone() {
     }
     assert_ne!(alone[0], alone[1]);
     let together: Vec<_> =
-        prompts.iter().map(|prompt| engine.generate(tokens(prompt.clone(), 20)).unwrap()).collect();
+        prompts.iter().map(|prompt| start(&engine, tokens(prompt.clone(), 20)).unwrap()).collect();
     for (events, alone) in together.into_iter().zip(alone) {
         assert_eq!(answer(events).await.ids(), alone);
     }
@@ -188,9 +188,9 @@ async fn a_failure_while_encoding_fails_those_who_wait_for_it_and_nothing_else()
 async fn what_a_model_cannot_do_is_refused_in_a_sentence() {
     let (encoder, seq2seq) = (load(&fixture("bert")), load(&fixture("t5")));
     let causal = load(&fixture("llama"));
-    let error = encoder.generate(tokens([5], 1)).unwrap_err().to_string();
+    let error = start(&encoder, tokens([5], 1)).unwrap_err().to_string();
     assert!(error.contains("is an encoder"), "{error}");
-    let error = seq2seq.generate(Request { echo: true, ..tokens([5], 1) }).unwrap_err().to_string();
+    let error = start(&seq2seq, Request { echo: true, ..tokens([5], 1) }).unwrap_err().to_string();
     assert!(error.contains("echo"), "{error}");
     let error = causal.embed(&[Prompt::Tokens(vec![5])]).await.unwrap_err().to_string();
     assert!(error.contains("no encoder"), "{error}");

@@ -135,15 +135,18 @@ async fn a_byte_level_tokenizer_is_the_one_that_it_was_made_from() {
     let original = super::load(&fixture("llama")).text;
     for given in ["The node announces", "Zwölf Boxkämpfer 机器学习 🌊🏄!", "  two  spaces\n", "it's <|user|>"]
     {
-        let ids = text.encode(given).unwrap();
-        assert_eq!(ids, original.encode(given).unwrap());
+        let ids = text.encode(given.to_owned(), usize::MAX).await.unwrap();
+        assert_eq!(ids, original.encode(given.to_owned(), usize::MAX).await.unwrap());
         let mut decoder = text.decoder(&[], false);
         let shown: String = ids.iter().map(|&id| decoder.push(id).text).collect();
         let mut decoder = original.decoder(&[], false);
         assert_eq!(shown, ids.iter().map(|&id| decoder.push(id).text).collect::<String>());
     }
     let chat = [Message { role: "user".into(), content: "Hello".into() }];
-    assert_eq!(text.encode_chat(&chat).unwrap(), original.encode_chat(&chat).unwrap());
+    assert_eq!(
+        text.encode_chat(&chat, usize::MAX).await.unwrap(),
+        original.encode_chat(&chat, usize::MAX).await.unwrap()
+    );
     // What ends a turn ends a text, too.
     assert_eq!(text.eos(), [2, 6]);
 }
@@ -156,7 +159,7 @@ async fn a_vocabulary_of_pieces_gives_what_sentence_piece_does() {
     for (given, ids) in known["texts"].as_array().unwrap().iter().zip(known["ids"].as_array().unwrap()) {
         let given = given.as_str().unwrap();
         let expected: Vec<u32> = serde_json::from_value(ids.clone()).unwrap();
-        assert_eq!(text.encode(given).unwrap(), expected, "{given:?}");
+        assert_eq!(text.encode(given.to_owned(), usize::MAX).await.unwrap(), expected, "{given:?}");
         let mut decoder = text.decoder(&[1], false);
         let shown: String = expected[1..].iter().map(|&id| decoder.push(id).text).collect();
         assert_eq!(shown + &decoder.finish(true), given);
@@ -176,7 +179,7 @@ async fn a_folder_keeps_its_tokenizer_and_takes_the_configuration_of_the_weights
     assert_eq!(engine.text.eos(), [3]);
     // It has no template, so the metadata's is used.
     let chat = [Message { role: "user".into(), content: "Hello".into() }];
-    assert!(engine.text.encode_chat(&chat).is_ok());
+    assert!(engine.text.encode_chat(&chat, usize::MAX).await.is_ok());
 }
 
 #[tokio::test]

@@ -86,7 +86,12 @@ async fn answer(mut events: mpsc::Receiver<Event>) -> Answer {
 }
 
 async fn ask(engine: &Engine, request: Request) -> Answer {
-    answer(engine.generate(request).unwrap()).await
+    answer(engine.generate(request).await.unwrap()).await
+}
+
+/// Starts a request of tokens, which waits for nobody.
+fn start(engine: &Engine, request: Request) -> Result<mpsc::Receiver<Event>, EngineError> {
+    futures::executor::block_on(engine.generate(request))
 }
 
 fn tokens(ids: impl IntoIterator<Item = u32>, max_tokens: usize) -> Request {
@@ -198,7 +203,7 @@ async fn requests_together_say_what_they_say_alone() {
         alone.push(ask(&engine, tokens(prompt.clone(), 30)).await.ids());
     }
     let together: Vec<_> =
-        prompts.iter().map(|prompt| engine.generate(tokens(prompt.clone(), 30)).unwrap()).collect();
+        prompts.iter().map(|prompt| start(&engine, tokens(prompt.clone(), 30)).unwrap()).collect();
     for (events, alone) in together.into_iter().zip(alone) {
         assert_eq!(answer(events).await.ids(), alone);
         assert_eq!(alone.len(), 30);
@@ -306,7 +311,7 @@ async fn an_echo_longer_than_a_pass_is_whole() {
 #[tokio::test]
 async fn bad_requests_are_refused_in_a_sentence() {
     let engine = load(&fixture("llama"));
-    let refused = |request: Request| engine.generate(request).unwrap_err().to_string();
+    let refused = |request: Request| start(&engine, request).unwrap_err().to_string();
     assert_eq!(refused(tokens([5, 512], 1)), "token 512 is not among the model's 512 tokens");
     assert_eq!(refused(tokens([], 1)), "the prompt is empty");
     assert_eq!(refused(tokens(vec![7; 513], 1)), "the prompt has 513 tokens; the context holds 512");
@@ -325,7 +330,7 @@ async fn a_missing_weight_fails_the_requests_in_flight_and_nothing_else() {
     let (engine, weights, _) = load_with(&folder, FileWeights::open(&folder));
     let whole = ask(&engine, tokens([9, 10], 20)).await;
     weights.fail(true);
-    let [first, second] = [0, 1].map(|_| engine.generate(tokens([9, 10], 20)).unwrap());
+    let [first, second] = [0, 1].map(|_| start(&engine, tokens([9, 10], 20)).unwrap());
     for events in [first, second] {
         let error = answer(events).await.end.unwrap().unwrap_err();
         assert!(error.to_string().contains("chunk"), "{error}");
@@ -353,7 +358,7 @@ async fn groups_are_visited_in_order_and_journalled() {
 async fn a_dropped_receiver_cancels() {
     let folder = fixture("llama");
     let (engine, weights, _) = load_with(&folder, FileWeights::open(&folder));
-    let mut events = engine.generate(tokens([9], 500)).unwrap();
+    let mut events = start(&engine, tokens([9], 500)).unwrap();
     assert!(matches!(events.recv().await, Some(Event::Token(_))));
     drop(events);
     // This one comes after it; the passes of both together are far fewer than 500.
@@ -365,7 +370,7 @@ async fn a_dropped_receiver_cancels() {
 #[tokio::test]
 async fn a_client_that_takes_nothing_makes_nobody_wait() {
     let engine = load(&fixture("llama"));
-    let mut lazy = engine.generate(tokens([9], 300)).unwrap();
+    let mut lazy = start(&engine, tokens([9], 300)).unwrap();
     assert!(matches!(lazy.recv().await, Some(Event::Token(_))));
     let busy = ask(&engine, tokens([9], 300)).await;
     assert_eq!(busy.tokens.len(), 300);
@@ -380,7 +385,7 @@ async fn too_many_requests_are_told_so() {
     weights.hold(true);
     let mut waiting = Vec::new();
     let error = loop {
-        match engine.generate(tokens([9, 10], 2)) {
+        match start(&engine, tokens([9, 10], 2)) {
             Ok(events) => waiting.push(events),
             Err(error) => break error,
         }

@@ -20,6 +20,9 @@ const FILE_SIZE_MAX: u64 = 128 << 20;
 /// Bytes of a file that only configures something. It becomes some sixteen times as much in memory.
 const CONFIG_SIZE_MAX: u64 = 4 << 20;
 
+/// Chat templates with names that are read. Models have two or three.
+const TEMPLATES_MAX: usize = 16;
+
 /// Files that may be larger than those.
 const LARGE: [&str; 5] = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"];
 
@@ -56,6 +59,12 @@ pub(super) async fn all(source: &dyn ModelSource, checkpoint: &Checkpoint) -> Re
     let manifest = checkpoint.manifest();
     let mut files = Files::default();
     for name in Files::WANTED {
+        if let Some(bytes) = read(source, manifest, name).await? {
+            files.0.insert(name.to_owned(), bytes);
+        }
+    }
+    let paths = manifest.files().iter().map(|file| file.path.as_str());
+    for name in paths.filter(|path| Files::is_template(path)).take(TEMPLATES_MAX) {
         if let Some(bytes) = read(source, manifest, name).await? {
             files.0.insert(name.to_owned(), bytes);
         }

@@ -1,6 +1,9 @@
 //! Texts as vectors: `POST /v1/embeddings`.
 
-use axum::extract::State;
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
 use serde_json::{Map, Value};
 
 use super::{
@@ -10,7 +13,7 @@ use super::{
 use crate::{
     api::{Embedding, EmbeddingUsage, Embeddings, Vector},
     engine::{self, Embedded, Prompt},
-    rpc::{App, error::ApiError, extract::Json},
+    rpc::{App, error::ApiError, extract::Json, work::aside},
 };
 
 /// Texts of one request, as in OpenAI's API.
@@ -31,10 +34,10 @@ struct Wanted {
 pub(in crate::rpc) async fn embeddings(
     State(app): State<App>,
     Json(body): Json<Map<String, Value>>,
-) -> Result<axum::Json<Embeddings>, ApiError> {
-    let wanted = Wanted::parse(body)?;
+) -> Result<Response, ApiError> {
+    let wanted = aside(move || Wanted::parse(body)).await?;
     let embedded = app.node.embed(&wanted.model, &wanted.texts).await?;
-    wanted.answer(embedded).map(axum::Json)
+    aside(move || wanted.answer(embedded).map(|answer| axum::Json(answer).into_response())).await
 }
 
 impl Wanted {

@@ -38,6 +38,7 @@ use super::{
     error::ApiError,
     extract::{Json, Tail},
     metrics::Metrics,
+    work::aside,
 };
 use crate::{
     api::{CacheStats, GenerationStats, GroupCache},
@@ -79,7 +80,7 @@ pub(super) async fn completions(
     State(app): State<App>,
     Json(body): Json<Map<String, Value>>,
 ) -> Result<Response, ApiError> {
-    generate(app, Wanted::parse(Shape::Text, body)?).await
+    generate(app, aside(move || Wanted::parse(Shape::Text, body)).await?).await
 }
 
 /// `POST /v1/chat/completions`
@@ -87,7 +88,7 @@ pub(super) async fn chat_completions(
     State(app): State<App>,
     Json(body): Json<Map<String, Value>>,
 ) -> Result<Response, ApiError> {
-    generate(app, Wanted::parse(Shape::Chat, body)?).await
+    generate(app, aside(move || Wanted::parse(Shape::Chat, body)).await?).await
 }
 
 /// `created` is when the node started: a model has no date.
@@ -117,7 +118,7 @@ async fn generate(app: App, wanted: Wanted) -> Result<Response, ApiError> {
         while let Some(told) = told.next().await {
             run.push(told?);
         }
-        return run.whole().map(|answer| axum::Json(answer).into_response());
+        return aside(move || run.whole().map(|answer| axum::Json(answer).into_response())).await;
     }
     let first = match tokio::time::timeout(PATIENCE, told.next()).await {
         Ok(Some(told)) => run.chunk(told?),
