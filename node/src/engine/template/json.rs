@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use minijinja::{
     Error, ErrorKind, Value,
-    value::{Rest, ValueKind, from_args},
+    value::{Kwargs, Rest, ValueKind, from_args},
 };
 
 use super::python;
@@ -25,10 +25,9 @@ struct Options {
 }
 
 /// The filter with its arguments, in transformers' order.
-pub(super) fn filter(value: &Value, arguments: Rest<Value>) -> Result<String, Error> {
+pub(super) fn filter(value: &Value, given: Rest<Value>, named: Kwargs) -> Result<String, Error> {
     type Given = (Option<Value>, Option<Value>, Option<Value>, Option<Value>);
-    let (arguments, named) = python::arguments(&arguments)?;
-    let (ensure_ascii, indent, separators, sort_keys): Given = from_args(arguments)?;
+    let (ensure_ascii, indent, separators, sort_keys): Given = from_args(&given)?;
     let option = |given: Option<Value>, name: &str| match given {
         Some(value) => Ok::<_, Error>(Some(value)),
         None => named.get::<Option<Value>>(name),

@@ -16,9 +16,7 @@ mod words;
 
 use std::io;
 
-use minijinja::{
-    AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig, value::Rest,
-};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig};
 use serde::Serialize;
 
 pub(crate) use self::find::{FOLDER, SUFFIX};
@@ -120,7 +118,7 @@ fn environment() -> Environment<'static> {
     environment.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message.to_string()))
     });
-    environment.add_filter("tojson", |value: Value, arguments: Rest<Value>| json::filter(&value, arguments));
+    environment.add_filter("tojson", json::filter);
     python::extend(&mut environment);
     words::extend(&mut environment);
     environment

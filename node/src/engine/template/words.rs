@@ -2,7 +2,7 @@
 
 use minijinja::{
     Environment, Error, ErrorKind, Value,
-    value::{Rest, ValueKind, from_args},
+    value::{Kwargs, Rest, ValueKind, from_args},
 };
 use minijinja_contrib::filters;
 
@@ -31,7 +31,7 @@ pub(super) fn extend(environment: &mut Environment<'static>) {
     environment.add_filter("forceescape", |text: String| escaped(&text));
     environment.add_filter("escape", |text: String| escaped(&text));
     environment.add_filter("e", |text: String| escaped(&text));
-    environment.add_filter("pprint", |value: &Value| repr(value));
+    environment.add_filter("pprint", |value: &Value| repr(&sorted(value)));
     environment.add_filter("random", |items: Vec<Value>| -> Value {
         let at = rand::random_range(0..items.len().max(1));
         items.into_iter().nth(at).unwrap_or_default()
@@ -42,6 +42,16 @@ pub(super) fn extend(environment: &mut Environment<'static>) {
     });
     environment.add_filter("int", integer);
     environment.add_filter("urlencode", url_encoded);
+}
+
+/// A dictionary by its keys.
+fn sorted(value: &Value) -> Value {
+    if value.kind() != ValueKind::Map {
+        return value.clone();
+    }
+    let mut keys: Vec<Value> = value.try_iter().into_iter().flatten().collect();
+    keys.sort();
+    Value::from_pairs(keys.into_iter().map(|key| (key.clone(), value.get_item(&key).unwrap_or_default())))
 }
 
 fn invalid(reason: &'static str) -> Error {
@@ -326,10 +336,9 @@ fn titled(text: &str) -> String {
     out
 }
 
-fn truncate(text: String, given: Rest<Value>) -> Result<String, Error> {
-    let (given, named) = arguments(&given)?;
+fn truncate(text: String, given: Rest<Value>, named: Kwargs) -> Result<String, Error> {
     type Given = (Option<usize>, Option<bool>, Option<String>, Option<usize>);
-    let (length, killwords, end, leeway): Given = from_args(given)?;
+    let (length, killwords, end, leeway): Given = from_args(&given)?;
     let length = length.or(named.get("length")?).unwrap_or(255);
     let killwords = killwords.or(named.get("killwords")?).unwrap_or(false);
     let end = end.or(named.get("end")?).unwrap_or_else(|| "...".to_owned());
@@ -346,10 +355,9 @@ fn truncate(text: String, given: Rest<Value>) -> Result<String, Error> {
     Ok(format!("{kept}{end}"))
 }
 
-fn wordwrap(text: String, given: Rest<Value>) -> Result<String, Error> {
-    let (given, named) = arguments(&given)?;
+fn wordwrap(text: String, given: Rest<Value>, named: Kwargs) -> Result<String, Error> {
     type Given = (Option<usize>, Option<bool>, Option<String>, Option<bool>);
-    let (width, breaks, line, _): Given = from_args(given)?;
+    let (width, breaks, line, _): Given = from_args(&given)?;
     let width = width.or(named.get("width")?).unwrap_or(79).max(1);
     let breaks = breaks.or(named.get("break_long_words")?).unwrap_or(true);
     let line = line.or(named.get("wrapstring")?).unwrap_or_else(|| "\n".to_owned());
@@ -382,9 +390,8 @@ fn wordwrap(text: String, given: Rest<Value>) -> Result<String, Error> {
     Ok(lines.join(&line))
 }
 
-fn indent(text: String, given: Rest<Value>) -> Result<String, Error> {
-    let (given, named) = arguments(&given)?;
-    let (width, first, blank): (Option<Value>, Option<bool>, Option<bool>) = from_args(given)?;
+fn indent(text: String, given: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    let (width, first, blank): (Option<Value>, Option<bool>, Option<bool>) = from_args(&given)?;
     let width = width.or(named.get("width")?).unwrap_or_else(|| Value::from(4));
     let first = first.or(named.get("first")?).unwrap_or(false);
     let blank = blank.or(named.get("blank")?).unwrap_or(false);
