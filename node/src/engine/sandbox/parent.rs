@@ -39,7 +39,6 @@ const LAST_WORDS_MAX: u64 = 4 << 10;
 /// A handle to a child. When the last is dropped, the child ends.
 #[derive(Clone, Debug)]
 pub(crate) struct Sandbox {
-    what: What,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -70,7 +69,7 @@ impl Sandbox {
             .name("surf-sandbox".to_owned())
             .spawn(move || runtime.block_on(owner.run(queue)))
             .map_err(failed)?;
-        Ok(Self { what, jobs })
+        Ok(Self { jobs })
     }
 
     /// Waits until the child has loaded its files, and returns what it said of them. `None` if there is
