@@ -328,7 +328,7 @@ impl Engine {
             {
                 let row = match text {
                     Prompt::Text(text) => {
-                        self.text.encode_within(sentence.prepared(text).into(), tokens_max).await?
+                        self.text.encode_within(sentence.prepared(text), tokens_max).await?
                     }
                     Prompt::Tokens(tokens) => tokens.clone(),
                     Prompt::Chat(_) => {

@@ -17,13 +17,10 @@ use super::{
     lines,
     work::aside,
 };
-use crate::{
-    api::{
-        CheckRequest, Checked, ExportRequest, Freed, Health, Limits, LimitsRequest, LookUpRequest,
-        ModelDetail, ModelInfo, ModelRequest, NameInfo, NameRequest, NoRequest, OriginSyncRequest, PeerView,
-        PublishRequest, Status, VerifyRequest,
-    },
-    journal,
+use crate::api::{
+    CheckRequest, Checked, ExportRequest, Freed, Health, Limits, LimitsRequest, LookUpRequest, ModelDetail,
+    ModelInfo, ModelRequest, NameInfo, NameRequest, NoRequest, OriginSyncRequest, PeerView, PublishRequest,
+    Status, VerifyRequest,
 };
 
 /// Bytes in a file of recorded outputs. Those of a few prompts of any model are far below this.

@@ -174,7 +174,7 @@ mod linux {
                 };
                 limit(Resource::As, held.saturating_add(memory));
             }
-            let stat = self.stat.as_ref().and_then(|file| text(file));
+            let stat = self.stat.as_ref().and_then(text);
             if let Some(used) = stat.and_then(|stat| bounds::computed(&stat)) {
                 limit(Resource::Cpu, used.as_secs().saturating_add(cpu_s));
             }

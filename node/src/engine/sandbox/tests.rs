@@ -164,6 +164,7 @@ async fn templates_that_do_not_parse_or_nest_too_deeply_get_a_sentence() {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "most of it is a table of inputs")]
 async fn hostile_tokenizers_get_a_sentence() {
     let sequence = |kind: &str, all: Vec<Value>| json!({"type": "Sequence", kind: all});
     let grow = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaaaaaaaa"});

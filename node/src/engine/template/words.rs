@@ -147,9 +147,9 @@ fn plain(text: &str, name: &str) -> Option<Value> {
             let is_cased = text.chars().any(|letter| letter.is_uppercase() || letter.is_lowercase());
             (is_cased && titled_as_python(text) == text).into()
         }
-        "isdecimal" | "isdigit" => (!text.is_empty()
-            && text.chars().all(|letter| letter.is_numeric() && letter.to_digit(10).is_some()))
-        .into(),
+        "isdecimal" | "isdigit" => {
+            (!text.is_empty() && text.chars().all(|letter| letter.is_ascii_digit())).into()
+        }
         "isidentifier" => (text.starts_with(starts) && text.chars().all(is_word)).into(),
         "isprintable" => (!text.chars().any(char::is_control)).into(),
         _ => return None,

@@ -43,7 +43,10 @@ async fn long_contexts_without_a_limit_run_in_the_same_passes() {
     assert!(32 * engine.limits.bytes < (1 << 20) * engine.shape.cache.token_bytes());
     let alone = ask(&engine, tokens([9, 8, 7], TOKENS)).await.ids();
     let before = passes(&weights);
-    let asked: Vec<_> = (0..4).map(|_| engine.generate(open_end(vec![9, 8, 7])).unwrap()).collect();
+    let mut asked = Vec::new();
+    for _ in 0..4 {
+        asked.push(engine.generate(open_end(vec![9, 8, 7])).await.unwrap());
+    }
     let read = asked.into_iter().map(|mut events| async move {
         let mut ids = Vec::new();
         while ids.len() < TOKENS {
@@ -73,8 +76,10 @@ async fn the_youngest_gives_way_and_says_the_same_later() {
     }
     let bytes = engine.shape.cache.bytes(700);
     assert!(bytes < engine.limits.bytes && engine.limits.bytes < 2 * bytes, "only one fits at its end");
-    let together: Vec<_> =
-        prompts.iter().map(|prompt| engine.generate(tokens(prompt.clone(), 400)).unwrap()).collect();
+    let mut together = Vec::new();
+    for prompt in &prompts {
+        together.push(engine.generate(tokens(prompt.clone(), 400)).await.unwrap());
+    }
     let answers = futures::future::join_all(together.into_iter().map(answer)).await;
     for (answer, alone) in answers.iter().zip(&alone) {
         assert_eq!(answer.done().completion_tokens, 400);
@@ -90,7 +95,7 @@ async fn one_that_outgrows_the_budget_alone_ends_with_a_sentence() {
     let error = answer.end.unwrap().unwrap_err().to_string();
     assert!(error.starts_with("keys and values of") && error.contains("(--memory)"), "{error}");
     assert!(300 < answer.tokens.len(), "{}", answer.tokens.len());
-    let error = engine.generate(tokens((0..100_000).map(|at| at % 500), 1)).unwrap_err().to_string();
+    let error = engine.generate(tokens((0..100_000).map(|at| at % 500), 1)).await.unwrap_err().to_string();
     assert!(error.starts_with("the prompt of 100000 tokens takes"), "{error}");
     let error = engine.forward(vec![vec![5; 3000].into()]).await.unwrap_err().to_string();
     assert!(error.contains("3000 tokens takes"), "{error}");
