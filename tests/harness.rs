@@ -44,7 +44,7 @@ pub fn config(dir: &Path, bootstrap: &[String], memory: u64) -> Config {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     Config {
         data_dir: dir.to_owned(),
-        store: config::Store { dir: dir.join("store"), quota: 64 << 30 },
+        store: config::Store { dir: dir.join("store"), quota: 64 << 30, scrub: None },
         members: Members::default(),
         swarm: config::Swarm {
             listen: vec![any],

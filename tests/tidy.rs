@@ -63,7 +63,8 @@ const OWNERS: &[(&[&str], &[&str])] = &[
     (&["libp2p"], &["node/src/swarm", "node/src/identity"]),
     (&["quinn", "quinn_proto"], &["node/src/transfer", "node/src/identity", "sim"]),
     (&["hmac"], &["node/src/transfer/proof"]),
-    (&["sled"], &["node/src/store"]),
+    (&["sled", "memmap2"], &["node/src/store"]),
+    (&["libc"], &["node/src/store", "node/src/allocator"]),
     (
         &[
             "candle_core",

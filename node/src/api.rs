@@ -8,6 +8,7 @@ mod embeddings;
 mod names;
 mod origin;
 mod publish;
+mod store;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,7 @@ pub use origin::{OriginSyncRequest, OriginSynced};
 pub use publish::{
     PublishEvent, PublishPhase, PublishProgress, PublishRequest, Published, Quality, Quantized,
 };
+pub use store::{ScrubStatus, StoreStatus};
 
 /// The state of a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -97,32 +99,6 @@ pub struct ReachStatus {
     /// Whether another node runs with this node's identity, as when a data folder was copied.
     #[serde(default)]
     pub shared_identity: bool,
-}
-
-/// What the store holds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct StoreStatus {
-    /// Bytes in chunk files of our own.
-    pub used: u64,
-    /// Bytes that `used` may grow to.
-    pub quota: u64,
-    /// Bytes that stay in users' own files.
-    pub referenced: u64,
-    /// Chunks, wherever their bytes are.
-    pub chunks: u64,
-    /// Beyond so many bytes of `used`, chunks are evicted. Below the quota; still lower if the disk has
-    /// no room for the quota.
-    #[serde(default)]
-    pub high: u64,
-    /// Down to so many.
-    #[serde(default)]
-    pub low: u64,
-    /// Bytes that are free on the disk, if the system tells.
-    #[serde(default)]
-    pub free: Option<u64>,
-    /// Bytes hashed since the node started, to find out whether what is on the disk is good.
-    #[serde(default)]
-    pub hashed: u64,
 }
 
 /// A model that is ready to run.
@@ -391,6 +367,9 @@ pub struct Verified {
     pub bad: u64,
     /// Bad chunks that were fetched again.
     pub repaired: u64,
+    /// Chunks that a model names and that are not here.
+    #[serde(default)]
+    pub missing: u64,
 }
 
 /// A model was run and compared with recorded outputs.

@@ -39,6 +39,16 @@ pub struct Store {
     pub dir: PathBuf,
     /// Bytes that the chunk files may take. Ranges of users' own files do not count.
     pub quota: u64,
+    /// In what time everything is read and hashed once, if at all.
+    pub scrub: Option<Duration>,
+}
+
+impl Store {
+    /// In what time everything is read once unless told otherwise. Disks lose a sector in years; 100 GB in
+    /// 30 days are 40 kB a second.
+    pub const SCRUB: Duration = Duration::from_secs(30 * 24 * 3600);
+    /// No sooner: a scrubber that never rests is a load test.
+    pub const SCRUB_MIN: Duration = Duration::from_secs(60);
 }
 
 /// Settings of the control plane.

@@ -61,6 +61,16 @@ pub enum Event {
         /// The peer or origin that sent it.
         from: String,
     },
+    /// A chunk that was here was found damaged or gone.
+    ChunkLost {
+        /// The chunk.
+        chunk: String,
+    },
+    /// A chunk that was lost is here again.
+    ChunkMended {
+        /// The chunk.
+        chunk: String,
+    },
     /// The engine was handed a group.
     GroupReady {
         /// Which.

@@ -1,5 +1,7 @@
 //! Bytes that have been checked.
 
+use std::{fmt, sync::Arc};
+
 use bytes::Bytes;
 
 use crate::{id::ChunkId, limits::CHUNK_SIZE_MAX};
@@ -8,11 +10,20 @@ use crate::{id::ChunkId, limits::CHUNK_SIZE_MAX};
 ///
 /// There is no other constructor than [`Chunk::verify`] and [`Chunk::of`], so holding a `Chunk`
 /// is proof that the check was made. Nothing downstream checks again.
+///
+/// Memory of ours cannot change behind our back, but a mapped file can: whoever computes with a chunk
+/// that [lies in a file](Chunk::is_in_file) asks [afterwards](Chunk::is_unchanged) whether it still counts.
 #[derive(Clone, Debug)]
 pub struct Chunk {
     id: ChunkId,
     bytes: Bytes,
-    in_file: bool,
+    file: Option<Arc<dyn InFile>>,
+}
+
+/// A file that the bytes of a chunk are a mapping of.
+pub trait InFile: fmt::Debug + Send + Sync {
+    /// Whether the bytes are still those that were checked, as far as the system can tell.
+    fn is_unchanged(&self) -> bool;
 }
 
 /// Why bytes were not accepted as the chunk that was asked for.
@@ -44,25 +55,30 @@ impl Chunk {
         if got != asked {
             return Err(VerifyError::Mismatch { asked, got });
         }
-        Ok(Self { id: asked, bytes, in_file: false })
+        Ok(Self { id: asked, bytes, file: None })
     }
 
     /// Names `bytes` by hashing them. For publishing: the bytes are ours.
     pub fn of(bytes: Bytes) -> Self {
         assert!(bytes.len() <= CHUNK_SIZE_MAX, "the chunker bounds chunks");
-        Self { id: ChunkId::of(&bytes), bytes, in_file: false }
+        Self { id: ChunkId::of(&bytes), bytes, file: None }
     }
 
-    /// Says that the bytes are a mapping of a file: they cost address space, but no memory that the
+    /// Says that the bytes are a mapping of `file`: they cost address space, but no memory that the
     /// system could not take back, so whoever uses them again may keep them.
     #[must_use]
-    pub fn in_file(self) -> Self {
-        Self { in_file: true, ..self }
+    pub fn in_file(self, file: Arc<dyn InFile>) -> Self {
+        Self { file: Some(file), ..self }
     }
 
     /// Whether the bytes are a mapping of a file.
     pub fn is_in_file(&self) -> bool {
-        self.in_file
+        self.file.is_some()
+    }
+
+    /// Whether the bytes are still those that were checked. Asks the system, if they lie in a file.
+    pub fn is_unchanged(&self) -> bool {
+        self.file.as_ref().is_none_or(|file| file.is_unchanged())
     }
 
     /// The name of this chunk.
@@ -89,10 +105,21 @@ impl Eq for Chunk {}
 mod tests {
     use super::*;
 
+    #[derive(Debug)]
+    struct File(bool);
+
+    impl InFile for File {
+        fn is_unchanged(&self) -> bool {
+            self.0
+        }
+    }
+
     #[test]
     fn a_mapped_chunk_is_the_same_chunk() {
         let chunk = Chunk::of(Bytes::from_static(b"layer 7"));
-        let mapped = chunk.clone().in_file();
+        let mapped = chunk.clone().in_file(Arc::new(File(true)));
+        assert!(chunk.is_unchanged() && mapped.is_unchanged());
+        assert!(!chunk.clone().in_file(Arc::new(File(false))).is_unchanged());
         assert!(mapped.is_in_file() && !chunk.is_in_file());
         assert_eq!(mapped, chunk);
         assert_ne!(mapped, Chunk::of(Bytes::from_static(b"layer 6")));

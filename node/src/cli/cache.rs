@@ -71,6 +71,8 @@ impl Gc {
 
 impl Verify {
     pub(crate) async fn run(self, context: &Context) -> Result<(), CliError> {
+        // Of all models together, some may be meant to be incomplete.
+        let whole = self.model.is_some();
         let request = VerifyRequest { model: self.model, repair: self.repair };
         let mut progress = Progress::new(&context.output, "verifying");
         let on_progress = |Amount { bytes, total }| {
@@ -80,19 +82,25 @@ impl Verify {
         let verified: Verified =
             context.client()?.work(&["surf", "v1", "verify"], &request, on_progress).await?;
         drop(progress);
-        context.output.result(&verified, |Verified { checked, bad, repaired }| {
-            format!("{checked} chunks checked, {bad} bad, {repaired} repaired")
+        context.output.result(&verified, |Verified { checked, bad, repaired, missing }| {
+            format!("{checked} chunks checked, {bad} bad, {repaired} repaired, {missing} not here")
         })?;
         let lost = verified.bad.saturating_sub(verified.repaired);
-        if lost == 0 {
-            return Ok(());
+        let whole = whole && verified.missing != 0;
+        match lost {
+            0 if whole => {
+                let missing = verified.missing;
+                Err(CliError::failed(format!(
+                    "the model is incomplete: {missing} of its chunks are not here"
+                ))
+                .hint("fetch them with `surf-node pull`"))
+            }
+            0 => Ok(()),
+            _ => {
+                let error = CliError::failed(format!("{lost} chunks were bad and are no longer kept"));
+                Err(error.hint("the node fetches them again when somebody has them; --repair waits for it"))
+            }
         }
-        let error = CliError::failed(format!("{lost} chunks are bad and are no longer kept"));
-        Err(if self.repair {
-            error
-        } else {
-            error.hint("fetch them again with --repair, or `surf-node pull`")
-        })
     }
 }
 

@@ -197,7 +197,7 @@ async fn start(home: &Path, name: &str, through: Option<&Node>, memory: u64) -> 
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let dir = home.join(name);
     let config = Config {
-        store: config::Store { dir: dir.join("store"), quota: 1 << 30 },
+        store: config::Store { dir: dir.join("store"), quota: 1 << 30, scrub: None },
         data_dir: dir,
         members: Members::default(),
         swarm: config::Swarm {

@@ -184,6 +184,11 @@ fn status(status: &api::Status) -> String {
         ("store", used),
         ("evicts", evicts),
     ];
+    if let Some(scrub) = &store.scrub {
+        let (done, every) = ((scrub.done * 100.0).floor(), human::seconds(scrub.period_s as f64));
+        facts
+            .push(("scrub", format!("{done} % of the round of {every}; {} chunks found bad", store.damaged)));
+    }
     if status.limits.up.or(status.limits.down).or(status.limits.origin).is_some() {
         facts.extend(limit::facts(&status.limits));
     }

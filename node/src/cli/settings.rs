@@ -8,6 +8,8 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
 };
 
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
@@ -17,7 +19,7 @@ use url::Url;
 
 use super::{RPC_DEFAULT, error::CliError};
 use crate::{
-    config::{self, Config, Device, Precision, Rate, Size},
+    config::{self, Config, Device, Precision, Rate, Size, Span},
     members::{Access, Members, SwarmKey, SwarmKeyError},
 };
 
@@ -129,6 +131,9 @@ pub(crate) struct Settings {
     /// File with the token that clients must present. The flag and the variable belong to all commands.
     #[arg(skip)]
     pub(crate) rpc_token: Option<PathBuf>,
+    /// In what time everything on the disk is read and checked once, such as 30d, or off [default: 30d]
+    #[arg(long, env = "SURF_SCRUB", value_name = "TIME")]
+    pub(crate) scrub: Option<Scrub>,
     /// How to log to stderr [default: text]
     #[arg(long, env = "SURF_LOG", value_name = "FORMAT", value_enum)]
     pub(crate) log: Option<LogFormat>,
@@ -165,6 +170,35 @@ impl From<Relaying> for config::Relaying {
             Relaying::On => Self::Always,
             Relaying::Off => Self::Never,
         }
+    }
+}
+
+/// In what time everything is read once, or never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Scrub(Option<Duration>);
+
+impl FromStr for Scrub {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let least = config::Store::SCRUB_MIN;
+        match text.parse::<Span>() {
+            Ok(Span(period)) if least <= period => Ok(Self(Some(period))),
+            Ok(_) => Err(format!("{text:?} is too short: {} at least", Span(least))),
+            Err(error) => Err(format!("{error}, nor off")),
+        }
+    }
+}
+
+impl TryFrom<String> for Scrub {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 
@@ -247,6 +281,7 @@ impl Settings {
             allow: list(self.allow, below.allow),
             deny: list(self.deny, below.deny),
             rpc_token: self.rpc_token.or(below.rpc_token),
+            scrub: self.scrub.or(below.scrub),
             log: self.log.or(below.log),
         }
     }
@@ -261,7 +296,11 @@ impl Settings {
         let access = Access { allow: peers(&self.allow)?, deny: peers(&self.deny)? };
         Ok(Config {
             members: Members { key, access },
-            store: config::Store { dir: store_dir(&data_dir), quota },
+            store: config::Store {
+                dir: store_dir(&data_dir),
+                quota,
+                scrub: self.scrub.unwrap_or(Scrub(Some(config::Store::SCRUB))).0,
+            },
             swarm: config::Swarm {
                 listen: if self.listen.is_empty() { vec![LISTEN_DEFAULT] } else { self.listen },
                 bootstrap: self.bootstrap,

@@ -55,6 +55,8 @@ fn every_documented_command_parses() {
         "limit",
         "limit --up 20Mbit --down 4MiB --origin none",
         "join --up 20Mbit --down 4MiB/s --origin-rate 1MB --max-connections 64",
+        "join --scrub 7d",
+        "join --scrub off",
         "pin tiny",
         "unpin tiny",
         "rm tiny",
@@ -89,6 +91,8 @@ fn wrong_usage_is_refused() {
         "join --up 0",
         "join --down none",
         "join --max-connections 1",
+        "join --scrub never",
+        "join --scrub 5s",
         "limit --up fast",
         "limit --max-connections 9",
         "join --device gpu",
@@ -147,6 +151,7 @@ fn every_option_is_a_key_of_the_file() {
         down = "4MiB"
         origin-rate = "1MB/s"
         max-connections = 64
+        scrub = "12h"
         origin = ["https://example.org/"]
         swarm-key = "swarm.key"
         allow = ["12D3KooWBtg3aaRMjxwedh83aGiUkwSxDwUZkzuJcfaqUmo7R3pq"]
@@ -178,6 +183,7 @@ fn a_wrong_file_is_named_with_the_key() {
         ("listen = ", "config.toml, line 1: "),
         ("listen = \"here\"", "config.toml, line 1: expected IP:PORT, or a list of them"),
         ("max-connections = 1", "config.toml: max-connections: \"1\" is not a number from 8"),
+        ("scrub = \"1s\"", "config.toml, line 1: \"1s\" is too short: 1m at least"),
     ] {
         let error = file(text).unwrap_err();
         assert!(error.message.contains(words), "{} lacks {words}", error.message);
@@ -198,6 +204,7 @@ fn flags_go_before_the_file_and_the_file_before_defaults() {
     assert_eq!(config.transfer.limits, crate::config::Limits::default());
     assert_eq!((config.engine.memory, config.store.quota), (1 << 30, 500));
     assert_eq!(config.store.dir, Path::new("/d/store"));
+    assert_eq!(config.store.scrub, Some(crate::config::Store::SCRUB));
     assert_eq!(config.fetch.origins[0].as_str(), "https://a.example/");
     assert_eq!((config.rpc.listen.to_string(), config.rpc.token), ("127.0.0.1:8471".into(), None));
     assert_eq!((config.engine.device, config.engine.dtype), (Device::Auto, Precision::Auto));

@@ -28,8 +28,12 @@ use super::{
 };
 use crate::{
     journal::{Event, Journal},
-    weights::{Tensors, Weights},
+    weights::{Tensors, Weights, WeightsError},
 };
+
+/// Times that a pass is run before it fails because its weights changed on the disk each time. Each time
+/// costs a pass, and fetching what changed; a disk that does this again and again is of no use.
+pub(crate) const TRIES_MAX: usize = 4;
 
 /// What steps that need nothing get.
 pub(crate) static NO_TENSORS: LazyLock<Tensors> = LazyLock::new(Tensors::default);
@@ -55,6 +59,9 @@ struct Kept {
     tensors: Arc<Tensors>,
     layer: Arc<dyn Layer>,
 }
+
+/// The layers of the head, with their steps.
+type Heads = Vec<(usize, Arc<dyn Layer>)>;
 
 /// One sequence's part in a pass.
 #[derive(Debug)]
@@ -177,8 +184,22 @@ impl Model {
         Ok(pass.spans.iter().map(part).collect::<Result<_, _>>()?)
     }
 
-    /// All steps of one stage but the head. Returns the hidden states of all tokens.
+    /// All steps of one stage but the head, once more if weights turn out to have changed meanwhile on the
+    /// disk. Returns the hidden states of all tokens.
     fn run(&mut self, stage: Stack, pass: &mut Pass<'_>) -> Result<Tensor, EngineError> {
+        for _ in 0..TRIES_MAX {
+            let result = self.steps(stage, pass);
+            // Also of a failure: it may be the wrong weights' fault.
+            if self.weights.settle(true) {
+                return result;
+            }
+            pass.distances = None;
+            pass.next = None;
+        }
+        Err(WeightsError::Unsettled.into())
+    }
+
+    fn steps(&mut self, stage: Stack, pass: &mut Pass<'_>) -> Result<Tensor, EngineError> {
         self.experts.forget();
         pass.experts = Arc::clone(&self.experts);
         let mut tables = TableRows { weights: &*self.weights, kept: &self.kept };
@@ -203,12 +224,7 @@ impl Model {
         if pass.wanted.is_empty() {
             return Ok(());
         }
-        let mut layers = Vec::new();
-        for at in 0..self.steps.len() {
-            if self.steps[at].head {
-                layers.push((at, self.layer(at)?));
-            }
-        }
+        let mut layers = self.head_layers()?;
         let vocab = self.shape().vocab;
         let together = match self.architecture.takes_all() {
             // Its logits were computed with everything else.
@@ -216,15 +232,31 @@ impl Model {
             false => self.working.logits_together(pass.tokens.len()),
         };
         let wanted = std::mem::take(&mut pass.wanted);
-        for some in wanted.chunks(together) {
+        let (mut parts, mut tries) = (wanted.chunks(together).peekable(), 0);
+        while let Some(some) = parts.peek() {
             let some = Tensor::from_slice(some, some.len(), &Device::Cpu)?;
-            let mut x = x.index_select(&some, 0)?;
-            for (at, layer) in &layers {
-                x = self.step(*at, &**layer, &x, pass)?;
+            let computed = layers
+                .iter()
+                .try_fold(x.index_select(&some, 0)?, |x, (at, layer)| self.step(*at, &**layer, &x, pass));
+            // Nobody is told before it is known that the weights were right.
+            if self.weights.settle(parts.len() == 1) {
+                let logits = computed?;
+                host::read(&logits, |logits| logits.chunks_exact(vocab).for_each(&mut *told))?;
+                (_, tries) = (parts.next(), 0);
+                continue;
             }
-            host::read(&x, |logits| logits.chunks_exact(vocab).for_each(&mut *told))?;
+            tries += 1;
+            if tries == TRIES_MAX {
+                return Err(WeightsError::Unsettled.into());
+            }
+            layers = self.head_layers()?;
         }
         Ok(())
+    }
+
+    fn head_layers(&mut self) -> Result<Heads, EngineError> {
+        let heads: Vec<usize> = (0..self.steps.len()).filter(|&at| self.steps[at].head).collect();
+        heads.into_iter().map(|at| Ok((at, self.layer(at)?))).collect()
     }
 
     /// Step `at`, which is `layer`.

@@ -28,6 +28,13 @@ impl Model {
         }
     }
 
+    async fn find_in_place(&self, chunk: ChunkEntry, urgency: Urgency) -> Result<Chunk, SourceError> {
+        match self.keeper.get_in_place(chunk).await? {
+            Some(chunk) => Ok(chunk),
+            None => self.fetcher.chunk(&self.manifest, chunk, urgency).await,
+        }
+    }
+
     async fn find_range(&self, chunk: ChunkEntry, range: Range<u32>) -> Result<VerifiedRange, SourceError> {
         if !self.keeper.contains(chunk.id)
             && let Some(range) = self.fetcher.range(&self.manifest, chunk, range.clone()).await?
@@ -43,6 +50,14 @@ impl Model {
 impl ModelSource for Model {
     fn chunk(&self, chunk: ChunkEntry, urgency: Urgency) -> BoxFuture<'_, Result<Chunk, SourceError>> {
         Box::pin(self.find(chunk, urgency))
+    }
+
+    fn chunk_in_place(
+        &self,
+        chunk: ChunkEntry,
+        urgency: Urgency,
+    ) -> BoxFuture<'_, Result<Chunk, SourceError>> {
+        Box::pin(self.find_in_place(chunk, urgency))
     }
 
     fn range(

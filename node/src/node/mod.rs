@@ -3,6 +3,7 @@
 //! - [`Node::start`] makes the parts and connects them.
 //! - `models`: publish, pull, export and the rest, as the RPC offers them.
 //! - `inference`: one model at a time, ready to run.
+//! - `mending`: fetches again what the disk has lost.
 //! - `names`: signed names, and what a model that is written somewhere means.
 //! - `view`: what the node says of itself.
 //! - `health`: whether it can serve, and which models can run.
@@ -10,6 +11,7 @@
 mod error;
 mod health;
 mod inference;
+mod mending;
 mod models;
 mod names;
 mod view;
@@ -17,7 +19,7 @@ mod view;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -47,7 +49,6 @@ use crate::{
 
 pub use error::NodeError;
 pub use inference::Generation;
-pub use names::BookError;
 
 /// A running node. Clones are the same node; it stops when the last one is dropped.
 #[derive(Clone, Debug)]
@@ -79,7 +80,7 @@ struct Running {
     asking: models::Asking,
     announcing: JoinHandle<()>,
     naming: JoinHandle<()>,
-    counting: JoinHandle<()>,
+    tending: JoinHandle<()>,
 }
 
 /// Why a node did not start.
@@ -111,9 +112,6 @@ pub enum StartError {
     /// An origin cannot be used.
     #[error(transparent)]
     Origin(#[from] OpenError),
-    /// The list of names could not be read.
-    #[error(transparent)]
-    Names(#[from] BookError),
     /// The system has no randomness or is stopping.
     #[error("the node could not start: {0}")]
     System(String),
@@ -134,6 +132,28 @@ async fn count_copies(store: Store, fetcher: Fetcher) {
     }
 }
 
+/// Looks after the store: how many others hold what it holds, what it has lost, and what nobody reads.
+async fn tend(
+    (store, fetcher, wanted, journal): (Store, Fetcher, Arc<announcer::Wanted>, Arc<Journal>),
+    scrub: Option<Duration>,
+) {
+    let scrubbing = async {
+        if let Some(period) = scrub {
+            store.scrub(period).await;
+        }
+    };
+    let counting = count_copies(store.clone(), fetcher.clone());
+    let mending = mending::Mending { store: store.clone(), fetcher, wanted, journal };
+    tokio::join!(counting, mending.run(), scrubbing);
+}
+
+/// Removes what an earlier quantising left, if that can be done.
+fn sweep(data_dir: &Path) {
+    if let Err(error) = publish::sweep(data_dir) {
+        tracing::warn!(%error, "what an earlier quantising left cannot be removed");
+    }
+}
+
 /// The name of the key file in the data folder.
 pub const KEY_FILE: &str = "identity.key";
 
@@ -147,14 +167,13 @@ impl Node {
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|cause| StartError::DataDir { path: config.data_dir.clone(), cause })?;
         let identity = Identity::load_or_create(&config.data_dir.join(KEY_FILE))?;
-        let book = names::Book::open(&config.data_dir.join(NAMES_FILE))?;
+        let book = names::Book::open(&config.data_dir.join(NAMES_FILE));
         let opening = tokio::task::spawn_blocking({
             let config = config.store.clone();
             move || Store::open(&config)
         });
         let store = opening.await.map_err(|error| StartError::System(error.to_string()))??;
-        publish::sweep(&config.data_dir)
-            .map_err(|cause| StartError::DataDir { path: config.data_dir.clone(), cause })?;
+        sweep(&config.data_dir);
         let endpoint = transfer::Endpoint::bind(&identity, &config.transfer, &config.members)?;
         endpoint.serve(Arc::new(store.clone()))?;
         let transfer_addr = endpoint.local_addr();
@@ -175,7 +194,6 @@ impl Node {
             seed: rand::random(),
         };
         let fetcher = Fetcher::start(parts, &config.fetch);
-        let counting = tokio::spawn(count_copies(store.clone(), fetcher.clone()));
         let wanted = Arc::default();
         let shelf = store.clone();
         let announcing = announcer::run(
@@ -185,6 +203,8 @@ impl Node {
             Arc::clone(&wanted),
         );
         let announcing = tokio::spawn(announcing);
+        let tended = (store.clone(), fetcher.clone(), Arc::clone(&wanted), Arc::clone(&journal));
+        let tending = tokio::spawn(tend(tended, config.store.scrub));
         let names = Arc::new(names::Names::new(identity.clone(), swarm.clone(), book, store.renamed()));
         let naming = tokio::spawn(names::run(Arc::clone(&names)));
         Ok(Self {
@@ -208,7 +228,7 @@ impl Node {
                 asking: models::Asking::default(),
                 announcing,
                 naming,
-                counting,
+                tending,
             }),
         })
     }
@@ -237,7 +257,7 @@ impl Node {
     pub async fn stop(&self) {
         self.parts.announcing.abort();
         self.parts.naming.abort();
-        self.parts.counting.abort();
+        self.parts.tending.abort();
         self.parts.endpoint.close().await;
     }
 }
@@ -246,7 +266,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.announcing.abort();
         self.naming.abort();
-        self.counting.abort();
+        self.tending.abort();
     }
 }
 

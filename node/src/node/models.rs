@@ -216,7 +216,8 @@ impl Node {
         let tell = move |bytes, total| tell(&progress, Amount { bytes, total });
         let verified = self.parts.store.verify(model, tell).await?;
         let repaired = if repair { self.repair(&verified.bad).await? } else { 0 };
-        Ok(Verified { checked: verified.checked as u64, bad: verified.bad.len() as u64, repaired })
+        let missing = (verified.missing as u64).saturating_sub(repaired);
+        Ok(Verified { checked: verified.checked as u64, bad: verified.bad.len() as u64, repaired, missing })
     }
 
     /// The bytes of one chunk, if it is here.

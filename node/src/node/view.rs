@@ -9,7 +9,7 @@ use super::{Node, NodeError};
 use crate::{
     api::{
         FileInfo, GroupInfo, Limits, LimitsRequest, ModelDetail, ModelInfo, PeerView, PullProgress,
-        PullSource, Pulled, ReachStatus, Status, StoreStatus, TransferSource, TransferStatus,
+        PullSource, Pulled, ReachStatus, ScrubStatus, Status, StoreStatus, TransferSource, TransferStatus,
     },
     config::Rate,
     fetch::{Dialer, HolderState, Route, Source, Standing, Traffic, explain},
@@ -48,6 +48,14 @@ impl Node {
                 low: usage.low,
                 free: usage.free,
                 hashed: usage.hashed,
+                damaged: usage.damaged,
+                scrub: self.parts.store.scrubbing().map(|scrub| ScrubStatus {
+                    period_s: scrub.period.as_secs(),
+                    done: scrub.done,
+                    finished: scrub.finished,
+                    bytes: scrub.bytes,
+                    bad: scrub.bad,
+                }),
             },
             models: self.parts.store.models().len(),
             loaded: self.parts.loaded.view().into_iter().collect(),

@@ -114,6 +114,14 @@ impl Metrics {
         );
         let hashed = ConstCounter::<u64>::new(status.store.hashed);
         registry.register("store_hashed_bytes", "Bytes hashed to check what is on the disk", hashed);
+        let damaged = ConstCounter::<u64>::new(status.store.damaged);
+        registry.register("store_damaged_chunks", "Chunks found damaged or gone", damaged);
+        if let Some(scrub) = status.store.scrub {
+            let read = ConstCounter::<u64>::new(scrub.bytes);
+            registry.register("scrub_bytes", "Bytes read to find what the disk has lost", read);
+            let done = ConstGauge::<f64>::new(scrub.done);
+            registry.register("scrub_done_ratio", "How much of the round is done", done);
+        }
         transfers(&mut registry, &status.transfers);
         let mut text = String::new();
         encode(&mut text, &registry).expect("writing to a string cannot fail");

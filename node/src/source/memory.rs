@@ -61,6 +61,10 @@ impl ChunkSource for Memory {
 }
 
 impl Keeper for Memory {
+    fn get_in_place(&self, chunk: ChunkEntry) -> BoxFuture<'_, Result<Option<Chunk>, SourceError>> {
+        self.get(chunk)
+    }
+
     fn keep(&self, chunk: Chunk) -> BoxFuture<'_, Result<(), SourceError>> {
         self.put(chunk);
         Box::pin(async { Ok(()) })
@@ -75,6 +79,14 @@ impl ModelSource for Memory {
     fn chunk(&self, chunk: ChunkEntry, _: Urgency) -> BoxFuture<'_, Result<Chunk, SourceError>> {
         let found = self.chunk(chunk.id).ok_or(SourceError::Missing(chunk.id));
         Box::pin(async move { found })
+    }
+
+    fn chunk_in_place(
+        &self,
+        chunk: ChunkEntry,
+        urgency: Urgency,
+    ) -> BoxFuture<'_, Result<Chunk, SourceError>> {
+        ModelSource::chunk(self, chunk, urgency)
     }
 
     fn range(

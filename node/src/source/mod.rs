@@ -57,7 +57,12 @@ pub trait Origin: ChunkSource {
 ///
 /// - When [`Keeper::keep`] returns `Ok`, the chunk survives a crash and [`ChunkSource::get`] finds it.
 /// - [`Keeper::contains`] is fast: it may be asked for every chunk of a model at once.
+/// - Chunks that lie in files come from [`Keeper::get_in_place`] only.
 pub trait Keeper: ChunkSource {
+    /// The chunk `chunk.id`, if it is here, for who computes with it: where its bytes lie, if that is a
+    /// file that tells [when it has changed](Chunk::is_unchanged).
+    fn get_in_place(&self, chunk: ChunkEntry) -> BoxFuture<'_, Result<Option<Chunk>, SourceError>>;
+
     /// Keeps `chunk`.
     fn keep(&self, chunk: Chunk) -> BoxFuture<'_, Result<(), SourceError>>;
 
@@ -73,8 +78,16 @@ pub trait Keeper: ChunkSource {
 /// - A chunk asked for again with more urgency is moved forward.
 /// - Dropping the future withdraws the wish; what has arrived by then is kept.
 pub trait ModelSource: fmt::Debug + Send + Sync {
-    /// A chunk of the model. Waits while anyone who may have it can be asked.
+    /// A chunk of the model, in memory. Waits while anyone who may have it can be asked.
     fn chunk(&self, chunk: ChunkEntry, urgency: Urgency) -> BoxFuture<'_, Result<Chunk, SourceError>>;
+
+    /// The same, in memory or in a file, as it lies: ask it [afterwards](Chunk::is_unchanged) whether what
+    /// was computed with it counts.
+    fn chunk_in_place(
+        &self,
+        chunk: ChunkEntry,
+        urgency: Urgency,
+    ) -> BoxFuture<'_, Result<Chunk, SourceError>>;
 
     /// Some bytes of a chunk, without the rest. From the chunk, if that is here.
     fn range(
@@ -97,8 +110,9 @@ pub enum Urgency {
 ///
 /// # Contract
 ///
-/// - Bytes given out by [`Library::serve`] were whole when they were last looked at, and have not
-///   changed since as far as the file system can tell; the asker verifies them again.
+/// - Bytes given out by [`Library::serve`] are right: they were hashed, and are in memory where nothing
+///   changes them. The asker verifies them again, and bans who sends anything else.
+/// - They take memory: [`Library::size`] tells how much, without reading anything.
 /// - `Ok(None)` means "not here".
 pub trait Library: fmt::Debug + Send + Sync {
     /// The encoded manifest of `model`.

@@ -28,6 +28,8 @@ pub(super) struct Catalogue {
     /// May hold notes about models whose manifest is not here, or not yet.
     pub(super) notes: HashMap<ModelId, Note>,
     pub(super) aliases: Aliases,
+    /// Models whose manifest could not be read when the store opened.
+    pub(super) damaged: BTreeSet<ModelId>,
 }
 
 impl Catalogue {

@@ -6,7 +6,7 @@ use std::{
     io,
     path::Path,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard,
+        Arc, Condvar, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -23,7 +23,10 @@ use super::{
     files::{self, Layout},
     holdings::{Begun, Bound, Holdings, Place, PlaceKind, UserFile},
     index::Index,
+    lost::Lost,
+    mapped::{self, Mapping},
     open,
+    scrub::ScrubState,
     space::Space,
 };
 use crate::config;
@@ -67,10 +70,27 @@ pub(super) struct Disk {
     unsynced: mpsc::SyncSender<File>,
     /// Bytes that were hashed to find out whether they are what they should be.
     hashed: AtomicU64,
+    /// Encoded manifests that somebody is being sent.
+    encoded: Mutex<HashMap<ModelId, Weak<Vec<u8>>>>,
+    /// What was found damaged and is to be had again.
+    pub(super) lost: Lost,
+    /// How far the scrubbing is.
+    pub(super) scrubbing: Mutex<Option<ScrubState>>,
     /// Counts changes of what is held.
     pub(super) changes: watch::Sender<u64>,
     /// Released last, when the index is closed.
     _lock: File,
+}
+
+/// How the bytes of a chunk are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// In memory of our own.
+    Copied,
+    /// Where they lie, if that is a file of ours.
+    InPlace,
+    /// In memory of our own, from the disk and not from what the system remembers of it.
+    FromDisk,
 }
 
 /// What was found where something should be.
@@ -92,7 +112,8 @@ impl Disk {
         let mut holdings = Holdings::new(config.quota);
         let catalogue = open::catalogue(&layout, &index)?;
         let hashed = open::chunks(&layout, &index, records, &catalogue, &mut holdings)?;
-        open::apply_notes(&catalogue, &mut holdings);
+        let lost = Lost::default();
+        open::apply_notes(&catalogue, &mut holdings, &lost);
         let too_many = holdings.shrink();
         let unsynced = start_syncing().map_err(|cause| StoreError::file(layout.root(), cause))?;
         let disk = Self {
@@ -105,6 +126,9 @@ impl Disk {
             groups: Mutex::default(),
             unsynced,
             hashed: AtomicU64::new(hashed),
+            encoded: Mutex::default(),
+            lost,
+            scrubbing: Mutex::default(),
             changes: watch::Sender::new(0),
             _lock: lock,
         };
@@ -162,13 +186,14 @@ impl Disk {
     /// What is held, and may be held.
     pub(super) fn usage(&self) -> Usage {
         let space = Space::at(self.layout.root());
-        Usage { hashed: self.hashed.load(Ordering::Relaxed), ..self.holdings().usage(space) }
+        let (hashed, damaged) = (self.hashed.load(Ordering::Relaxed), self.lost.total());
+        Usage { hashed, damaged, ..self.holdings().usage(space) }
     }
 
     /// The checked bytes of a chunk of `size`. A place that turns out to be bad is forgotten.
-    pub(super) fn get(&self, id: ChunkId, size: u32) -> Result<Option<Chunk>, StoreError> {
+    pub(super) fn get(&self, id: ChunkId, size: u32, manner: Manner) -> Result<Option<Chunk>, StoreError> {
         while let Some(place) = self.place(id).filter(|place| place.size == size) {
-            if let Look::Good(chunk) = self.read_checked(id, &place)? {
+            if let Look::Good(chunk) = self.read_checked(id, &place, manner)? {
                 self.write_touched(TOUCHED_MAX);
                 return Ok(Some(chunk));
             }
@@ -176,49 +201,46 @@ impl Disk {
         Ok(None)
     }
 
-    /// The bytes of a chunk, for someone who checks them. Hashed once in the life of the process.
+    /// The bytes of a chunk, for peers. They are checked each time: somebody may have changed the file, and
+    /// a peer that gets wrong bytes never asks us again.
     pub(super) fn serve(&self, id: ChunkId) -> Result<Option<Bytes>, StoreError> {
-        while let Some(place) = self.place(id) {
-            let bytes = match place.verified {
-                true => self.read(id, &place)?,
-                false => match self.read_checked(id, &place)? {
-                    Look::Good(chunk) => Look::Good(chunk.bytes().clone()),
-                    Look::Bad => Look::Bad,
-                    Look::Gone => Look::Gone,
-                },
-            };
-            if let Look::Good(bytes) = bytes {
-                self.write_touched(TOUCHED_MAX);
-                return Ok(Some(bytes));
-            }
-        }
-        Ok(None)
+        let size = self.holdings().size(id).and_then(|size| u32::try_from(size).ok());
+        let Some(size) = size else { return Ok(None) };
+        Ok(self.get(id, size, Manner::Copied)?.map(|chunk| chunk.bytes().clone()))
     }
 
     /// The chunk at `place`. If it is not there or damaged, the place is forgotten.
-    pub(super) fn read_checked(&self, id: ChunkId, place: &Place) -> Result<Look<Chunk>, StoreError> {
-        let bytes = match self.read(id, place)? {
-            Look::Good(bytes) => bytes,
+    pub(super) fn read_checked(
+        &self,
+        id: ChunkId,
+        place: &Place,
+        manner: Manner,
+    ) -> Result<Look<Chunk>, StoreError> {
+        let (bytes, mapping) = match self.read(id, place, manner)? {
+            Look::Good(read) => read,
             Look::Bad => return Ok(Look::Bad),
             Look::Gone => return Ok(Look::Gone),
         };
         self.hashed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         match Chunk::verify(id, bytes) {
-            Ok(chunk) => {
-                self.holdings().mark_verified(id, place);
-                let mapped = matches!(place.kind, PlaceKind::Own { .. });
-                Ok(Look::Good(if mapped { chunk.in_file() } else { chunk }))
-            }
+            Ok(chunk) => Ok(Look::Good(match mapping {
+                Some(mapping) => chunk.in_file(mapping),
+                None => chunk,
+            })),
             Err(error) => Ok(self.forget_damaged(id, place, &error.to_string())),
         }
     }
 
-    /// The bytes of a manifest. From its file, so that many askers share one copy.
+    /// The bytes of a manifest, of which many askers share one copy.
     pub(super) fn encoded(&self, manifest: &Manifest) -> Bytes {
-        let file = self.layout.manifest(manifest.id());
-        let size = fs::metadata(&file).ok().and_then(|found| u32::try_from(found.len()).ok());
-        let bytes = size.and_then(|size| files::map(&file, size).ok());
-        bytes.unwrap_or_else(|| manifest.encode().into())
+        let mut encoded = self.encoded.lock().expect("no panics while held");
+        encoded.retain(|_, shared| shared.strong_count() != 0);
+        let shared = encoded.get(&manifest.id()).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let shared = Arc::new(manifest.encode());
+            encoded.insert(manifest.id(), Arc::downgrade(&shared));
+            shared
+        });
+        Bytes::from_owner(Encoded(shared))
     }
 
     /// Removes chunk files that have left the books.
@@ -270,6 +292,7 @@ impl Disk {
         }
         tracing::warn!(path = %gone.path.display(), why, "a published file is no longer used");
         self.holdings().forget_ranges(|file, _| Arc::ptr_eq(file, gone));
+        self.lost.file(Arc::clone(gone));
         self.changed();
     }
 
@@ -327,30 +350,38 @@ impl Disk {
         self.holdings().place(id)
     }
 
-    /// The bytes at `place`. If the file is gone or has changed, the place is forgotten. Any other failure
-    /// says nothing about the file, and costs nothing.
-    fn read(&self, id: ChunkId, place: &Place) -> Result<Look<Bytes>, StoreError> {
+    /// The bytes at `place`, and the mapping that they are, if they are one. If the file is gone or has
+    /// changed, the place is forgotten. Any other failure says nothing about the file, and costs nothing.
+    fn read(&self, id: ChunkId, place: &Place, manner: Manner) -> Result<Look<Read>, StoreError> {
+        let size = place.size;
         let (path, read) = match &place.kind {
             PlaceKind::Own { .. } => {
                 let path = self.layout.chunk(id);
-                let bytes = files::map(&path, place.size);
-                (path, bytes)
+                let read = read_own(&path, size, manner);
+                (path, read)
             }
             PlaceKind::Range { file, offset } => {
-                (file.path.clone(), files::read_range(&file.path, file.stamp, *offset, place.size))
+                if manner == Manner::FromDisk {
+                    files::forget_cached(&file.path, *offset, size);
+                }
+                let read = files::read_range(&file.path, file.stamp, *offset, size);
+                (file.path.clone(), read.map(|bytes| (bytes, None)))
             }
         };
+        let lost = |kind| {
+            // What the disk cannot read is lost, too.
+            use io::ErrorKind::{InvalidData, NotFound};
+            matches!(kind, NotFound | InvalidData)
+        };
         match read {
-            Ok(bytes) => Ok(Look::Good(bytes)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
-                Ok(match &place.kind {
-                    PlaceKind::Own { .. } => self.forget_damaged(id, place, &error.to_string()),
-                    PlaceKind::Range { file, .. } => {
-                        self.forget_file(file, &error.to_string());
-                        Look::Bad
-                    }
-                })
-            }
+            Ok(read) => Ok(Look::Good(read)),
+            Err(error) if lost(error.kind()) || files::is_unreadable(&error) => Ok(match &place.kind {
+                PlaceKind::Range { file, .. } if lost(error.kind()) => {
+                    self.forget_file(file, &error.to_string());
+                    Look::Bad
+                }
+                _ => self.forget_damaged(id, place, &error.to_string()),
+            }),
             Err(cause) => Err(StoreError::file(path, cause)),
         }
     }
@@ -364,11 +395,13 @@ impl Disk {
                 }
                 tracing::warn!(%id, why, "a chunk file is damaged; dropping it");
                 self.discard(&[id]);
+                self.lost.chunk(id);
             }
             PlaceKind::Range { file, offset } => {
                 tracing::warn!(path = %file.path.display(), offset, why, "a published file is damaged");
                 self.holdings().forget_ranges(|other, at| Arc::ptr_eq(other, file) && at == *offset);
                 self.note_bad(file, *offset);
+                self.lost.chunk(id);
             }
         }
         self.changed();
@@ -379,6 +412,28 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         self.write_touched(1);
+    }
+}
+
+/// Bytes that were read, and the mapping that they are, if they are one.
+type Read = (Bytes, Option<Arc<Mapping>>);
+
+fn read_own(path: &Path, size: u32, manner: Manner) -> io::Result<Read> {
+    if manner == Manner::InPlace
+        && let Some((bytes, mapping)) = mapped::map(path, size)?
+    {
+        return Ok((bytes, Some(mapping)));
+    }
+    let read = if manner == Manner::FromDisk { files::read_from_disk } else { files::read };
+    Ok((read(path, size)?, None))
+}
+
+/// An encoded manifest, kept by those who are sent it.
+struct Encoded(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Encoded {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 

@@ -24,15 +24,6 @@ pub enum StoreError {
         #[source]
         cause: io::Error,
     },
-    /// The index cannot be opened, and not because it is damaged.
-    #[error("cannot open the index {}: {cause}", dir.display())]
-    Index {
-        /// The index's folder.
-        dir: PathBuf,
-        /// What sled said.
-        #[source]
-        cause: sled::Error,
-    },
     /// The disk is full, whatever the quota says.
     #[error("the disk that holds {} is full; free some space or lower --cache-size", path.display())]
     Disk {

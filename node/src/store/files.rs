@@ -11,7 +11,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use memmap2::{Mmap, MmapOptions};
 use serde::{Deserialize, Serialize};
 use surf_protocol::{ChunkId, ModelId};
 
@@ -76,6 +75,11 @@ impl Layout {
     /// What the user said about one model.
     pub(super) fn note(&self, model: ModelId) -> PathBuf {
         self.notes().join(format!("{}.json", model.to_hex()))
+    }
+
+    /// How far the scrubbing is.
+    pub(super) fn scrub(&self) -> PathBuf {
+        self.root.join("scrub.json")
     }
 
     /// The names that the user gave to models.
@@ -143,30 +147,58 @@ pub(super) fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// The bytes of one of our own files, without copying them.
-///
-/// Pages are read here, on the calling thread, so that whoever sends the bytes does not wait for
-/// the disk.
-pub(super) fn map(path: &Path, size: u32) -> io::Result<Bytes> {
-    let file = File::open(path)?;
+/// All bytes of one of our own files, copied, so that nothing that happens to the file changes them.
+pub(super) fn read(path: &Path, size: u32) -> io::Result<Bytes> {
+    let mut file = File::open(path)?;
     let found = file.metadata()?.len();
     if found != u64::from(size) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{found} bytes instead of {size}")));
+        return Err(wrong_size(found, size));
     }
-    if size == 0 {
-        return Ok(Bytes::new());
+    let mut bytes = Vec::with_capacity(size as usize);
+    (&mut file).take(size.into()).read_to_end(&mut bytes)?;
+    match bytes.len() == size as usize {
+        true => Ok(bytes.into()),
+        false => Err(wrong_size(bytes.len() as u64, size)),
     }
-    Ok(Bytes::from_owner(map_file(&file)?))
 }
 
-#[expect(
-    unsafe_code,
-    reason = "a mapping is sound while nobody changes the file; these are in the store's own locked folder, \
-              and never written again once they have their name"
-)]
-fn map_file(file: &File) -> io::Result<Mmap> {
-    // SAFETY: see the reason above. Removing the file's name leaves the mapping whole.
-    unsafe { MmapOptions::new().populate().map(file) }
+/// As [`read`], from the disk and not from what the system remembers of it, where it lets us.
+pub(super) fn read_from_disk(path: &Path, size: u32) -> io::Result<Bytes> {
+    forget_cached(path, 0, size);
+    let bytes = read(path, size);
+    // A look at everything must not push out what the machine works with.
+    forget_cached(path, 0, size);
+    bytes
+}
+
+/// Has the system forget what it remembers of part of a file. Where it does not, reading shows less.
+pub(super) fn forget_cached(path: &Path, offset: u64, size: u32) {
+    #[cfg(target_os = "linux")]
+    if let Ok(file) = File::open(path) {
+        use rustix::fs::{Advice, fadvise};
+        let _ = fadvise(&file, offset, std::num::NonZeroU64::new(size.into()), Advice::DontNeed);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (path, offset, size);
+}
+
+/// Whether the disk could not read what it holds: a bad sector, say.
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let unreadable = error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+    #[cfg(not(unix))]
+    let unreadable = false;
+    unreadable
+}
+
+pub(super) fn wrong_size(found: u64, size: u32) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{found} bytes instead of {size}"))
+}
+
+/// Whether a file cannot be changed because nothing there can: the disk is full, or may not be written.
+pub(super) fn is_unwritable(error: &io::Error) -> bool {
+    is_disk_full(error)
+        || matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }
 
 /// How a user's file looked when it was cut. If any of it differs, the bytes are not trusted.

@@ -56,8 +56,6 @@ pub(super) type Cut = (Arc<UserFile>, Vec<(u64, ChunkEntry)>);
 pub(super) struct Place {
     /// Bytes in the chunk.
     pub(super) size: u32,
-    /// Whether this process has hashed it there.
-    pub(super) verified: bool,
     pub(super) kind: PlaceKind,
 }
 
@@ -135,14 +133,12 @@ impl Held {
 struct Own {
     serial: u64,
     last_use: u64,
-    verified: bool,
 }
 
 #[derive(Debug)]
 struct Range {
     file: Arc<UserFile>,
     offset: u64,
-    verified: bool,
 }
 
 impl Holdings {
@@ -215,8 +211,6 @@ impl Holdings {
         self.abort(id);
         self.clock += 1;
         self.set_own(id, size, self.clock);
-        // Only verified chunks are written, so the first reader need not hash it again.
-        self.mark_own_verified(id);
         Record { size, last_use: self.clock }
     }
 
@@ -268,26 +262,9 @@ impl Holdings {
     /// Every place of a chunk: our own file first, then parts of the user's.
     pub(super) fn places(&self, id: ChunkId) -> Vec<Place> {
         let Some(held) = self.chunks.get(&id) else { return Vec::new() };
-        let own = held.own.iter().map(|own| (own.verified, PlaceKind::Own { serial: own.serial }));
-        let ranges = held.ranges.iter().map(|range| {
-            let kind = PlaceKind::Range { file: Arc::clone(&range.file), offset: range.offset };
-            (range.verified, kind)
-        });
-        own.chain(ranges).map(|(verified, kind)| Place { size: held.size, verified, kind }).collect()
-    }
-
-    /// The bytes at `place` were hashed, and are right.
-    pub(super) fn mark_verified(&mut self, id: ChunkId, place: &Place) {
-        let Some(held) = self.chunks.get_mut(&id) else { return };
-        match &place.kind {
-            PlaceKind::Own { serial } => {
-                held.own.iter_mut().filter(|own| own.serial == *serial).for_each(|own| own.verified = true);
-            }
-            PlaceKind::Range { file, offset } => {
-                let same = |range: &&mut Range| Arc::ptr_eq(&range.file, file) && range.offset == *offset;
-                held.ranges.iter_mut().filter(same).for_each(|range| range.verified = true);
-            }
-        }
+        let own = held.own.iter().map(|own| PlaceKind::Own { serial: own.serial });
+        let range = |range: &Range| PlaceKind::Range { file: Arc::clone(&range.file), offset: range.offset };
+        own.chain(held.ranges.iter().map(range)).map(|kind| Place { size: held.size, kind }).collect()
     }
 
     /// Takes a chunk file out of the books, if it is still the one of that serial number (any, if
@@ -329,6 +306,14 @@ impl Holdings {
         let all = self.chunks.values().flat_map(|held| held.ranges.iter().map(|range| &range.file));
         let distinct: HashMap<_, _> = all.map(|file| (Arc::as_ptr(file), file)).collect();
         distinct.into_values().cloned().collect()
+    }
+
+    /// The ids of what is held whose first byte is `first`, in order.
+    pub(super) fn ids_from(&self, first: u8) -> Vec<ChunkId> {
+        let ids = self.chunks.keys().copied().filter(|id| id.as_bytes()[0] == first);
+        let mut ids: Vec<_> = ids.collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// The ids of everything held.
@@ -389,6 +374,7 @@ impl Holdings {
             referenced: elsewhere.map(|held| u64::from(held.size)).sum(),
             chunks: self.chunks.len(),
             hashed: 0,
+            damaged: 0,
         }
     }
 
@@ -419,7 +405,7 @@ impl Holdings {
         // Once in each file will do: a chunk of zeros may be in a file thousands of times.
         let known = ranges.iter().any(|range| Arc::ptr_eq(&range.file, file));
         if !known && ranges.len() < RANGES_MAX {
-            ranges.push(Range { file: Arc::clone(file), offset, verified: false });
+            ranges.push(Range { file: Arc::clone(file), offset });
         }
     }
 
@@ -427,13 +413,8 @@ impl Holdings {
         let held = self.chunks.entry(id).or_insert_with(|| Held::new(size));
         // Bytes of ours were hashed; the size of a range is only what a manifest says.
         held.size = size;
-        held.own = Some(Own { serial: self.clock, last_use, verified: false });
+        held.own = Some(Own { serial: self.clock, last_use });
         self.used += u64::from(size);
-    }
-
-    fn mark_own_verified(&mut self, id: ChunkId) {
-        let own = self.chunks.get_mut(&id).and_then(|held| held.own.as_mut());
-        own.into_iter().for_each(|own| own.verified = true);
     }
 
     fn touch(&mut self, id: ChunkId) {

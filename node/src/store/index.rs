@@ -11,11 +11,12 @@ use std::{
     io,
     panic::{self, AssertUnwindSafe},
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use surf_protocol::{ChunkId, ModelId, manifest::CHECK};
 
-use super::{error::StoreError, record::Record};
+use super::{error::StoreError, files::is_unwritable, record::Record};
 
 /// What sled may keep in memory. Everything it knows is in memory already.
 const CACHE_BYTES: u64 = 8 << 20;
@@ -26,12 +27,18 @@ const CHECKED: &str = "checked manifests";
 /// What the folder of an index that is being thrown away starts with.
 const DAMAGED: &str = "index.damaged-";
 
+/// An index; or none, where the disk has no room for one or may not be written.
+#[derive(Debug)]
+pub(super) struct Index(Option<Open>);
+
 /// An open index.
 #[derive(Debug)]
-pub(super) struct Index {
+struct Open {
     chunks: sled::Tree,
     /// Manifests that were checked, and by which version of the check.
     checked: sled::Tree,
+    /// Set when it could not be written: sled does not recover from that.
+    broken: AtomicBool,
     /// Held so that it is closed last.
     _db: sled::Db,
 }
@@ -47,25 +54,32 @@ enum Failure {
 }
 
 impl Index {
-    /// Opens the index in `dir`, which no other process uses. A damaged one is thrown away.
+    /// Opens the index in `dir`, which no other process uses. A damaged one is thrown away; without one, what
+    /// it would know is read from the files.
     pub(super) fn open(dir: &Path) -> Result<(Self, Records), StoreError> {
         remove_damaged(dir);
         let damage = match attempt(dir) {
             Ok(opened) => return Ok(opened),
-            Err(Failure::Outside(cause)) => return Err(StoreError::Index { dir: dir.to_owned(), cause }),
+            Err(Failure::Outside(error)) => return Ok(Self::without(dir, &error.to_string())),
             Err(Failure::Damaged(damage)) => damage,
         };
         tracing::warn!(dir = %dir.display(), %damage, "the index is damaged; rebuilding it from the files");
         let aside = dir.with_file_name(format!("{DAMAGED}{}", std::process::id()));
-        fs::rename(dir, &aside).map_err(|cause| StoreError::file(dir, cause))?;
+        match fs::rename(dir, &aside) {
+            Err(error) if is_unwritable(&error) => return Ok(Self::without(dir, &error.to_string())),
+            moved => moved.map_err(|cause| StoreError::file(dir, cause))?,
+        }
         remove_damaged(dir);
-        attempt(dir).map_err(|failure| {
-            let cause = match failure {
-                Failure::Outside(cause) => cause,
-                Failure::Damaged(damage) => sled::Error::Io(io::Error::other(damage)),
-            };
-            StoreError::Index { dir: dir.to_owned(), cause }
+        Ok(match attempt(dir) {
+            Ok(opened) => opened,
+            Err(Failure::Outside(error)) => Self::without(dir, &error.to_string()),
+            Err(Failure::Damaged(damage)) => Self::without(dir, &damage),
         })
+    }
+
+    fn without(dir: &Path, why: &str) -> (Self, Records) {
+        tracing::warn!(dir = %dir.display(), why, "the index cannot be written; going on without it");
+        (Self(None), Records::new())
     }
 
     /// Remembers a chunk file, or a later use of it.
@@ -84,21 +98,35 @@ impl Index {
 
     /// Whether the manifest of `model` was checked by this version of the check.
     pub(super) fn is_checked(&self, model: ModelId) -> bool {
-        let found = self.checked.get(model.as_bytes()).ok().flatten();
+        let Some(open) = self.working() else { return false };
+        let found = open.checked.get(model.as_bytes()).ok().flatten();
         found.is_some_and(|version| *version == CHECK.to_le_bytes())
     }
 
     /// Remembers that it was.
     pub(super) fn set_checked(&self, model: ModelId) {
-        if let Err(error) = self.checked.insert(model.as_bytes(), &CHECK.to_le_bytes()) {
+        let Some(open) = self.working() else { return };
+        if let Err(error) = open.checked.insert(model.as_bytes(), &CHECK.to_le_bytes()) {
             tracing::warn!(%error, "the index could not be written; a manifest will be checked again");
         }
     }
 
+    /// The index, if there is one that works.
+    fn working(&self) -> Option<&Open> {
+        self.0.as_ref().filter(|open| !open.broken.load(Ordering::Relaxed))
+    }
+
     fn apply(&self, batch: sled::Batch) {
-        if let Err(error) = self.chunks.apply_batch(batch) {
-            tracing::warn!(%error, "the index could not be written; it will be rebuilt from the files");
-        }
+        let Some(open) = self.working() else { return };
+        // Nothing of ours is in there, and it is not asked again.
+        let applied = panic::catch_unwind(AssertUnwindSafe(|| open.chunks.apply_batch(batch)));
+        let error = match applied {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "sled panicked".to_owned(),
+        };
+        open.broken.store(true, Ordering::Relaxed);
+        tracing::warn!(%error, "the index could not be written; going on without it");
     }
 }
 
@@ -127,7 +155,8 @@ fn open_and_read(dir: &Path) -> Result<(Index, Records), Failure> {
         };
         records.insert(id, record);
     }
-    Ok((Index { chunks, checked, _db: db }, records))
+    let open = Open { chunks, checked, broken: AtomicBool::new(false), _db: db };
+    Ok((Index(Some(open)), records))
 }
 
 /// sled lets go of its lock from a thread of its own, some time after the last handle is dropped.

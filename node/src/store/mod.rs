@@ -11,16 +11,18 @@
 //! number of files late: a power failure can cost the last of them, which is then noticed by their
 //! size, or by their hash when they are first read. What cannot be fetched again is synced at once.
 //!
-//! Reading checks. What fails the check is forgotten, so a damaged chunk is an absent chunk. Files of
-//! the user's are checked for changes before and after every read, and copied, never mapped; our own
-//! are mapped, and rely on nobody else writing in the store's folder.
+//! Reading checks, every time: bytes are copied into memory and hashed there, so nothing that happens to a
+//! file changes what was checked. What is computed with again and again is mapped instead (`mapped`),
+//! and looked at afterwards. What fails is forgotten and noted as lost (`lost`), so a damaged chunk is an
+//! absent chunk, which the node fetches again. What nobody reads is read by the scrubber (`scrub`).
 //!
 //! All disk work runs on the blocking pool: sled and files are synchronous on purpose. Threads of its
 //! own sync.
 //!
 //! Reading order: `disk` (chunks in and out), `holdings` (what is held, and the quota), [`evict`] and
-//! `space` (when room is made, and what goes), `upkeep` (models, pins, clearing up), `open`; then the
-//! formats: `files`, `record`, `notes`; `older` is what becomes of what an earlier version kept.
+//! `space` (when room is made, and what goes), `upkeep` (models, pins, clearing up), `open`; `mapped`,
+//! `lost`, `recheck` and `scrub` (disks that fail); then the formats: `files`, `record`,
+//! `notes`; `older` is what becomes of what an earlier version kept.
 
 mod catalogue;
 mod disk;
@@ -29,10 +31,18 @@ pub mod evict;
 mod files;
 mod holdings;
 mod index;
+mod lost;
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "macos"))]
+mod mapped;
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "macos")))]
+#[path = "unmapped.rs"]
+mod mapped;
 mod notes;
 mod older;
 mod open;
+mod recheck;
 mod record;
+mod scrub;
 mod space;
 mod upkeep;
 mod writable;
@@ -40,7 +50,7 @@ mod writable;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -51,8 +61,9 @@ use tokio::{
 };
 
 pub use error::{ResolveError, StoreError};
+pub use scrub::ScrubState;
 
-use self::disk::Disk;
+use self::disk::{Disk, Manner};
 use crate::{
     config,
     source::{ChunkSource, Keeper, Library, SourceError},
@@ -115,6 +126,8 @@ pub struct Usage {
     pub chunks: usize,
     /// Bytes hashed since the store was opened, and for that, to find out whether they are good.
     pub hashed: u64,
+    /// Chunks that were found damaged or gone since then.
+    pub damaged: u64,
 }
 
 /// What was removed from the disk.
@@ -143,6 +156,8 @@ pub struct Verified {
     /// Those of which a copy was bad and is forgotten, in order. A chunk that also was in another
     /// place may still be here.
     pub bad: Vec<ChunkId>,
+    /// Distinct chunks that a model names and that are not here, those that are bad among them.
+    pub missing: usize,
 }
 
 /// Keeps chunks from being evicted as long as it lives.
@@ -294,6 +309,45 @@ impl Store {
         self.disk.holdings().note_copies(ids.zip(copies.iter().copied()));
     }
 
+    /// Chunks that were found damaged or gone since this was last asked: for the node to fetch again. Waits
+    /// until there are some. Meanwhile looks which parts of published files are still what they were.
+    pub async fn lost(&self) -> Vec<ChunkId> {
+        loop {
+            let (chunks, files) = self.disk.lost.take().await;
+            if files.is_empty() {
+                return chunks;
+            }
+            // Finished also if nobody waits any more, so nothing is forgotten.
+            let rechecked = self.blocking(move |disk| {
+                disk.lost.again(chunks);
+                for file in files {
+                    disk.recheck(&file).into_iter().for_each(|id| disk.lost.chunk(id));
+                }
+            });
+            if rechecked.await.is_err() {
+                return Vec::new();
+            }
+        }
+    }
+
+    /// Models whose manifest here is damaged, so that it should be fetched again.
+    pub fn lost_manifests(&self) -> Vec<ModelId> {
+        let catalogue = self.disk.catalogue();
+        let lost = catalogue.damaged.iter().filter(|id| !catalogue.manifests.contains_key(id));
+        lost.copied().collect()
+    }
+
+    /// Reads and hashes everything here once in every `period`, for ever. What is bad is forgotten, and
+    /// [lost](Store::lost).
+    pub async fn scrub(&self, period: Duration) {
+        scrub::run(self, period).await;
+    }
+
+    /// How far the scrubbing is. `None` if it has not begun.
+    pub fn scrubbing(&self) -> Option<ScrubState> {
+        *self.disk.scrubbing.lock().expect("no panics while held")
+    }
+
     /// What is held, and may be held. Asks the system what is free.
     pub fn usage(&self) -> Usage {
         self.disk.usage()
@@ -348,18 +402,26 @@ impl Store {
     }
 }
 
+impl Store {
+    async fn find(&self, chunk: ChunkEntry, manner: Manner) -> Result<Option<Chunk>, SourceError> {
+        if !self.contains(chunk.id) {
+            return Ok(None);
+        }
+        self.working(move |disk| disk.get(chunk.id, chunk.size, manner)).await.flatten().map_err(failed)
+    }
+}
+
 impl ChunkSource for Store {
     fn get(&self, chunk: ChunkEntry) -> BoxFuture<'_, Result<Option<Chunk>, SourceError>> {
-        Box::pin(async move {
-            if !self.contains(chunk.id) {
-                return Ok(None);
-            }
-            self.working(move |disk| disk.get(chunk.id, chunk.size)).await.flatten().map_err(failed)
-        })
+        Box::pin(self.find(chunk, Manner::Copied))
     }
 }
 
 impl Keeper for Store {
+    fn get_in_place(&self, chunk: ChunkEntry) -> BoxFuture<'_, Result<Option<Chunk>, SourceError>> {
+        Box::pin(self.find(chunk, Manner::InPlace))
+    }
+
     fn keep(&self, chunk: Chunk) -> BoxFuture<'_, Result<(), SourceError>> {
         Box::pin(async move { self.put(chunk).await.map(drop).map_err(failed) })
     }

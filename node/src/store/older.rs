@@ -18,7 +18,11 @@ use surf_protocol::{
     manifest::{ChunkEntry, FORMAT, ManifestError, Parts},
 };
 
-use super::{StoreError, disk::Disk, open::chunks_at};
+use super::{
+    StoreError,
+    disk::{Disk, Manner},
+    open::chunks_at,
+};
 
 /// Why a model stays as it is.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +110,7 @@ impl Read for Chunks<'_> {
         let place = self.chunks.partition_point(|(start, _)| *start <= self.at).saturating_sub(1);
         let (start, entry) = *self.chunks.get(place).ok_or(io::ErrorKind::UnexpectedEof)?;
         if self.last.as_ref().is_none_or(|(last, _)| *last != start) {
-            let chunk = self.disk.get(entry.id, entry.size).map_err(io::Error::other)?;
+            let chunk = self.disk.get(entry.id, entry.size, Manner::Copied).map_err(io::Error::other)?;
             let chunk = chunk.ok_or_else(|| io::Error::other(format!("chunk {} is damaged", entry.id)))?;
             self.last = Some((start, chunk));
         }

@@ -27,6 +27,7 @@ use super::{
     files::{self, Layout, Stamp},
     holdings::{Holdings, UserFile},
     index::{Index, Records},
+    lost::Lost,
     notes::{Note, decode_aliases},
     older::distinct,
     record::Record,
@@ -38,26 +39,46 @@ const TEXT_SIZE_MAX: u64 = 256 << 20;
 /// How the name of a file ends that was set aside.
 const DAMAGED: &str = "damaged";
 
-/// Makes the folders, and locks them for this process.
+/// Makes the folders, and locks them for this process. On a disk that is full, or that may not be written,
+/// what is there is used all the same.
 pub(super) fn lock(layout: &Layout) -> Result<File, StoreError> {
     let folder = |cause| StoreError::Folder { dir: layout.root().to_owned(), cause };
     fs::create_dir_all(layout.root()).map_err(folder)?;
-    let lock =
-        File::options().create(true).truncate(false).write(true).open(layout.lock()).map_err(folder)?;
+    let made = File::options().create(true).truncate(false).write(true).open(layout.lock());
+    // What cannot be written may still be locked.
+    let lock = made.or_else(|error| match files::is_unwritable(&error) {
+        true => File::open(layout.lock()).or_else(|_| File::open(layout.root())),
+        false => Err(error),
+    });
+    let lock = lock.map_err(folder)?;
     match lock.try_lock() {
         Ok(()) => (),
         Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { dir: layout.root().to_owned() }),
         Err(TryLockError::Error(cause)) => return Err(folder(cause)),
     }
-    // Whatever is there was on its way when a process ended.
-    match fs::remove_dir_all(layout.incoming()) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(folder(cause)),
-        _ => (),
-    }
     for dir in [layout.incoming(), layout.chunks(), layout.manifests(), layout.notes()] {
-        fs::create_dir_all(dir).map_err(folder)?;
+        match fs::create_dir_all(&dir) {
+            Err(error) if files::is_unwritable(&error) => {
+                tracing::warn!(dir = %dir.display(), %error, "cannot make a folder; what is here is used, nothing is kept");
+            }
+            made => made.map_err(folder)?,
+        }
+    }
+    // Whatever is there was on its way when a process ended. The folder stays: a full disk may have no room
+    // for a new one.
+    for path in entries(&layout.incoming()) {
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        if let Err(error) = removed {
+            tracing::warn!(path = %path.display(), %error, "cannot remove what was on its way");
+        }
     }
     Ok(lock)
+}
+
+/// What is in a folder; nothing, if it cannot be read.
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
 }
 
 /// Books the chunk files, and makes the index agree with them. Returns how many bytes it hashed.
@@ -107,9 +128,14 @@ pub(super) fn catalogue(layout: &Layout, index: &Index) -> Result<Catalogue, Sto
     let mut catalogue = Catalogue::default();
     for (path, name, _) in scan(&layout.manifests())? {
         match read_bounded(&path, MANIFEST_SIZE_MAX as u64) {
-            Ok(bytes) => match name.as_deref().filter(|name| ModelId::of(&bytes).to_hex() == *name) {
-                Some(_) => manifest(&path, &bytes, index, &mut catalogue),
-                None => remove(&path, "it is not the manifest that its name says"),
+            Ok(bytes) => match name.as_deref().and_then(|name| name.parse().ok()) {
+                Some(model) if ModelId::of(&bytes) == model => manifest(&path, &bytes, index, &mut catalogue),
+                // It stays until another takes its place: its name is what it can be fetched by.
+                Some(model) => {
+                    tracing::warn!(%model, "a manifest is damaged; peers are asked for it");
+                    catalogue.damaged.insert(model);
+                }
+                None => remove(&path, "it is no manifest"),
             },
             Err(error) => tracing::warn!(path = %path.display(), %error, "cannot read a manifest"),
         }
@@ -130,7 +156,7 @@ pub(super) fn catalogue(layout: &Layout, index: &Index) -> Result<Catalogue, Sto
         Ok(Some(aliases)) => catalogue.aliases = aliases,
         Ok(None) => set_aside(&path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => (),
-        Err(cause) => return Err(StoreError::file(path, cause)),
+        Err(error) => tracing::warn!(path = %path.display(), %error, "cannot read the names of models"),
     }
     Ok(catalogue)
 }
@@ -153,7 +179,8 @@ fn manifest(path: &Path, bytes: &[u8], index: &Index, catalogue: &mut Catalogue)
 }
 
 /// Books pins, and the users' files that are still what they were when they were cut.
-pub(super) fn apply_notes(catalogue: &Catalogue, holdings: &mut Holdings) {
+/// What has changed is looked at again later, which may take a while.
+pub(super) fn apply_notes(catalogue: &Catalogue, holdings: &mut Holdings, lost: &Lost) {
     for (&model, note) in &catalogue.notes {
         let manifest = catalogue.manifests.get(&model);
         let older = catalogue.older.get(&model).map(Vec::as_slice);
@@ -166,6 +193,7 @@ pub(super) fn apply_notes(catalogue: &Catalogue, holdings: &mut Holdings) {
         for at in &note.files {
             if Stamp::at(&at.path).ok() != Some(at.stamp) {
                 tracing::warn!(path = %at.path.display(), %model, "a published file is gone or has changed");
+                lost.file(Arc::new(UserFile::new(model, at.file, at.path.clone(), at.stamp)));
                 continue;
             }
             let file = UserFile::new(model, at.file, at.path.clone(), at.stamp);
@@ -194,7 +222,7 @@ pub(super) fn chunks_at(chunks: &[ChunkEntry]) -> Vec<(u64, ChunkEntry)> {
 }
 
 fn is_whole(path: &Path, id: ChunkId, size: u32) -> bool {
-    files::map(path, size).is_ok_and(|bytes| ChunkId::of(&bytes) == id)
+    files::read(path, size).is_ok_and(|bytes| ChunkId::of(&bytes) == id)
 }
 
 /// The files in `dir` and the folders in it: path, name if it is Unicode, size. On all cores: there may

@@ -16,6 +16,7 @@ use crate::source::conformance;
 
 mod cost;
 mod crash;
+mod damage;
 mod full;
 mod older;
 mod references;
@@ -28,7 +29,7 @@ fn open(dir: &Path) -> Store {
 }
 
 fn open_with(dir: &Path, quota: u64) -> Store {
-    Store::open(&config::Store { dir: dir.to_owned(), quota }).unwrap()
+    Store::open(&config::Store { dir: dir.to_owned(), quota, scrub: None }).unwrap()
 }
 
 /// A chunk of `SIZE` bytes that depends on `seed`.
@@ -348,7 +349,7 @@ async fn strays_are_removed() {
         chunk_file(dir.path(), &chunk(50)),
         dir.path().join("chunks").join(whole.file_name().unwrap()),
         chunk_file(dir.path(), &chunk(51)),
-        dir.path().join("manifests").join("00".repeat(32)),
+        dir.path().join("manifests").join("00".repeat(31)),
     ];
     for stray in &strays {
         fs::create_dir_all(stray.parent().unwrap()).unwrap();
@@ -381,7 +382,7 @@ async fn unreadable_notes_are_set_aside_and_chunks_stay() {
 async fn a_folder_in_use_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    let config = config::Store { dir: dir.path().to_owned(), quota: 1 };
+    let config = config::Store { dir: dir.path().to_owned(), quota: 1, scrub: None };
     let error = Store::open(&config).unwrap_err();
     assert!(matches!(&error, StoreError::InUse { dir: named } if named == dir.path()));
     assert!(error.to_string().contains("another surf-node uses"));
@@ -394,7 +395,7 @@ fn a_folder_that_cannot_be_used_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, b"").unwrap();
-    let error = Store::open(&config::Store { dir: file.join("store"), quota: 1 }).unwrap_err();
+    let error = Store::open(&config::Store { dir: file.join("store"), quota: 1, scrub: None }).unwrap_err();
     assert!(matches!(error, StoreError::Folder { .. }));
     assert!(error.to_string().contains(&file.display().to_string()));
 }
@@ -450,7 +451,7 @@ async fn what_was_evicted_meanwhile_is_not_bad() {
     let dir = tempfile::tempdir().unwrap();
     let (chunks, _) = filled(dir.path()).await;
     let store = open(dir.path());
-    let look = |id, place| store.disk.read_checked(id, place).unwrap();
+    let look = |id, place| store.disk.read_checked(id, place, Manner::Copied).unwrap();
     let places = |id| store.disk.holdings().places(id);
     let (evicted, removed) = (chunks[3].id(), chunks[4].id());
     let before = (places(evicted), places(removed));
@@ -480,11 +481,16 @@ async fn verify_finds_and_drops_what_is_bad() {
     let mut bad = vec![chunks[3].id(), chunks[8].id()];
     bad.sort();
     let found = store.verify(Some(manifest.id()), progress).await.unwrap();
-    assert_eq!(found, Verified { checked: 20, bad });
+    assert_eq!(found, Verified { checked: 20, bad, missing: 2 });
     assert_eq!(seen.load(Ordering::Relaxed), 20_000);
     assert!(!store.contains(chunks[3].id()) && !chunk_file(dir.path(), &chunks[3]).exists());
-    assert_eq!(store.verify(None, |_, _| ()).await.unwrap(), Verified { checked: 19, bad: vec![other.id()] });
-    assert_eq!(store.verify(None, |_, _| ()).await.unwrap(), Verified { checked: 18, bad: vec![] });
+    let found = store.verify(None, |_, _| ()).await.unwrap();
+    assert_eq!(found, Verified { checked: 19, bad: vec![other.id()], missing: 2 });
+    // What is not here is told each time, not only when it goes.
+    for of in [None, Some(manifest.id())] {
+        let found = store.verify(of, |_, _| ()).await.unwrap();
+        assert_eq!(found, Verified { checked: 18, bad: vec![], missing: 2 });
+    }
 }
 
 #[cfg(unix)]

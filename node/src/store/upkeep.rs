@@ -18,7 +18,7 @@ use surf_protocol::{ChunkId, Manifest, ModelId};
 use super::{
     Freed, Referenced, StoreError, Verified,
     catalogue::is_good_alias,
-    disk::{Disk, Look},
+    disk::{Disk, Look, Manner},
     files::{Layout, Stamp},
     holdings::{Place, UserFile},
     notes::{FileNote, Note, encode_aliases},
@@ -26,7 +26,7 @@ use super::{
 };
 
 /// The right to change what is in the catalogue.
-type Writing<'a> = MutexGuard<'a, ()>;
+pub(super) type Writing<'a> = MutexGuard<'a, ()>;
 
 impl Disk {
     /// Keeps a manifest.
@@ -164,6 +164,12 @@ impl Disk {
             }
         }
         let writing = self.writing();
+        let damaged = std::mem::take(&mut self.catalogue().damaged);
+        for model in damaged {
+            if !self.catalogue().manifests.contains_key(&model) {
+                remove_file(&self.layout.manifest(model))?;
+            }
+        }
         self.gc_notes(&writing)?;
         let named = self.catalogue().named_chunks();
         let (gone, bytes) = self.holdings().take_own_where(|id| !named.contains(id));
@@ -180,10 +186,11 @@ impl Disk {
         model: Option<ModelId>,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Verified, StoreError> {
-        let ids = match model {
-            None => self.holdings().ids(),
+        let named: HashSet<ChunkId> = match model {
+            None => self.catalogue().named_chunks(),
             Some(model) => self.manifest(model)?.chunks().iter().map(|chunk| chunk.id).collect(),
         };
+        let ids = if model.is_none() { self.holdings().ids() } else { named.iter().copied().collect() };
         let with_places = |id| (id, self.holdings().places(id));
         let held: Vec<_> =
             ids.into_iter().map(with_places).filter(|(_, places)| !places.is_empty()).collect();
@@ -192,7 +199,7 @@ impl Disk {
         let check = |(id, places): (ChunkId, Vec<Place>)| {
             let mut good = true;
             for place in places {
-                good &= !matches!(self.read_checked(id, &place)?, Look::Bad);
+                good &= !matches!(self.read_checked(id, &place, Manner::FromDisk)?, Look::Bad);
                 let size = u64::from(place.size);
                 progress(done.fetch_add(size, Ordering::Relaxed) + size, total);
             }
@@ -202,7 +209,9 @@ impl Disk {
         let found = held.into_par_iter().with_max_len(1).filter_map(|chunk| check(chunk).transpose());
         let mut bad = found.collect::<Result<Vec<_>, StoreError>>()?;
         bad.sort_unstable();
-        Ok(Verified { checked: checked.into_inner(), bad })
+        let holdings = self.holdings();
+        let missing = named.iter().filter(|id| !holdings.contains(**id)).count();
+        Ok(Verified { checked: checked.into_inner(), bad, missing })
     }
 
     /// The manifest of a model, or an error that names it.
@@ -233,7 +242,8 @@ impl Disk {
         Ok(())
     }
 
-    fn change_note(
+    /// Says something about a model, and writes it down.
+    pub(super) fn change_note(
         &self,
         _writing: &Writing<'_>,
         model: ModelId,
@@ -249,7 +259,8 @@ impl Disk {
         Ok(())
     }
 
-    fn writing(&self) -> Writing<'_> {
+    /// The right to change what is in the catalogue.
+    pub(super) fn writing(&self) -> Writing<'_> {
         self.notebook.lock().expect("no panics while held")
     }
 }

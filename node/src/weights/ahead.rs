@@ -18,7 +18,7 @@ use futures::{
     stream::{self, FuturesUnordered},
 };
 use surf_chunker::{Checkpoint, Parameter};
-use surf_protocol::ChunkId;
+use surf_protocol::{Chunk, ChunkId};
 use tokio::{
     runtime,
     sync::{Semaphore, watch},
@@ -125,6 +125,13 @@ impl Shared {
         (slot, found)
     }
 
+    /// Lets go of what is not a copy of our own, and of rows that were read from it.
+    pub(super) fn let_go(&self) {
+        self.held().let_go();
+        *self.rows.lock().expect("no panics while held") = RowCache::new(self.plan.rows());
+        self.chunks.notify();
+    }
+
     /// The groups held. Never keep this across a wait.
     pub(super) fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().expect("no panics while held")
@@ -191,16 +198,16 @@ impl Shared {
     async fn load(&self, group: usize, asked: Vec<Asked>, stays: bool) -> Loaded {
         let coming = stream::iter(asked).map(|asked| asked.wait(!stays));
         let chunks = coming.buffer_unordered(CHUNKS_AT_ONCE);
-        let chunks = chunks.map_ok(|chunk| (chunk.id(), chunk.bytes().clone()));
-        let chunks: HashMap<ChunkId, _> = chunks.try_collect().await?;
+        let chunks = chunks.map_ok(|chunk| (chunk.id(), chunk));
+        let chunks: HashMap<ChunkId, Chunk> = chunks.try_collect().await?;
         let entries = self.layout.entries(&self.manifest, group);
         let piece = |piece: surf_protocol::manifest::Piece| {
             let range = piece.range.start as usize..piece.range.end as usize;
-            chunks[&piece.chunk.id].slice(range)
+            chunks[&piece.chunk.id].bytes().slice(range)
         };
         let pieces = |tensor: &Parameter| self.manifest.tensor_pieces(tensor).map(piece).collect();
         let scattered: Vec<Scattered> = entries.map(|entry| (entry.clone(), pieces(entry))).collect();
-        drop(chunks);
+        let mapped = chunks.into_values().filter(Chunk::is_in_file).collect();
         let work = async |work: fn(Vec<Scattered>) -> super::Tensors| {
             task::spawn_blocking(move || work(scattered)).await.map_err(|_| WeightsError::Stopped)
         };
@@ -211,6 +218,7 @@ impl Shared {
             work(tensors::in_place).await?
         };
         loaded.runs = self.layout.left_out(&self.manifest, group);
+        loaded.mapped = mapped;
         Ok(Arc::new(loaded))
     }
 }

@@ -4,6 +4,9 @@
 //! Reading a chunk through the source verifies it, and hashing a whole model for each token would
 //! take longer than computing with it. Bytes that lie in a mapped file cost no memory of ours, so
 //! their handles are kept from pass to pass. Other bytes are never kept here.
+//!
+//! A mapped file may change under us. So it is noted which a pass computes with, and at its end
+//! [`Chunks::settle`] looks at their files, before the result counts.
 
 use std::{
     collections::HashMap,
@@ -35,6 +38,8 @@ struct Book {
     states: Vec<State>,
     in_flight: u64,
     mapped: HashMap<usize, Chunk>,
+    /// Mapped chunks that this pass computes with.
+    used: Vec<Arc<[Chunk]>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,7 +64,7 @@ impl Chunks {
     /// The chunks of `manifest`, from `source`.
     pub(super) fn new(manifest: Arc<Checkpoint>, source: Arc<dyn ModelSource>) -> Self {
         let states = vec![State::default(); manifest.chunks().len()];
-        let book = Book { states, in_flight: 0, mapped: HashMap::new() };
+        let book = Book { states, in_flight: 0, mapped: HashMap::new(), used: Vec::new() };
         Self { manifest, source, book: Mutex::new(book), changed: Notify::new() }
     }
 
@@ -100,6 +105,33 @@ impl Chunks {
     /// How many mappings are kept.
     pub(super) fn mapped(&self) -> usize {
         self.book().mapped.len()
+    }
+
+    /// This pass computes with `mapped`, which lie in files.
+    pub(super) fn used(&self, mapped: &Arc<[Chunk]>) {
+        if !mapped.is_empty() {
+            self.book().used.push(Arc::clone(mapped));
+        }
+    }
+
+    /// Whether all that was [used](Chunks::used) is as it was when it was checked. What is not is let go,
+    /// and comes from the source when it is asked for again. Forgets what was used, if that is `over`.
+    pub(super) fn settle(&self, over: bool) -> bool {
+        let used = self.book().used.clone();
+        // Asks the system, so not under the lock.
+        let used = used.iter().flat_map(|chunks| chunks.iter());
+        let changed: Vec<_> = used.filter(|chunk| !chunk.is_unchanged()).map(Chunk::id).collect();
+        let mut book = self.book();
+        if over || !changed.is_empty() {
+            book.used.clear();
+        }
+        for id in &changed {
+            tracing::warn!(%id, "a chunk file changed while it was computed with; computing again");
+            if let Some(at) = self.manifest.position(*id) {
+                book.mapped.remove(&at);
+            }
+        }
+        changed.is_empty()
     }
 
     /// What could not be had may be asked for again.
@@ -149,20 +181,22 @@ impl Book {
 }
 
 impl Asked {
-    /// The chunk, of the size that the manifest says. With `keep`, its mapping is kept, if it is one.
-    pub(super) async fn wait(self, keep: bool) -> Result<Chunk, SourceError> {
+    /// The chunk, of the size that the manifest says. `in_place`, it may be a mapping, which is kept.
+    pub(super) async fn wait(self, in_place: bool) -> Result<Chunk, SourceError> {
         let kept = self.chunks.book().mapped.get(&self.at).cloned();
-        if let Some(kept) = kept {
+        if in_place && let Some(kept) = kept {
             return Ok(kept);
         }
-        let entry = self.chunks.entry(self.at);
-        let got = self.chunks.source.chunk(entry, self.urgency).await;
+        let (entry, source) = (self.chunks.entry(self.at), &self.chunks.source);
+        let got = match in_place {
+            true => source.chunk_in_place(entry, self.urgency).await,
+            false => source.chunk(entry, self.urgency).await,
+        };
         let got = got.and_then(|chunk| of_size(chunk, entry));
         let mut book = self.chunks.book();
         book.states[self.at].seen |= got.is_ok();
         book.states[self.at].failed = got.is_err();
         if let Ok(chunk) = &got
-            && keep
             && chunk.is_in_file()
             && book.mapped.len() < MAPPED_MAX
         {

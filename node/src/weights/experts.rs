@@ -156,6 +156,11 @@ impl Experts {
         (loaded, hit)
     }
 
+    /// Lets go of what is not a copy of our own.
+    pub(super) fn let_go(&self) {
+        self.book().held.retain(|_, expert| expert.stays);
+    }
+
     /// Lets go of everything.
     pub(super) fn close(&self) {
         *self.book() = Book::default();

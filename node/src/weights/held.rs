@@ -151,6 +151,12 @@ impl Held {
         self.slots.get(&group).cloned()
     }
 
+    /// Lets go of what is not a copy of our own.
+    pub(super) fn let_go(&mut self) {
+        let plan = &self.plan;
+        self.slots.retain(|at, _| plan.is_resident(*at));
+    }
+
     /// Lets go of everything, for good.
     pub(super) fn close(&mut self) {
         self.closed = true;

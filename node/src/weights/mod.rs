@@ -18,7 +18,7 @@ use std::{collections::HashMap, fmt, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use surf_chunker::{Checkpoint, Group};
-use surf_protocol::Dtype;
+use surf_protocol::{Chunk, Dtype};
 
 use crate::source::SourceError;
 
@@ -60,6 +60,11 @@ pub trait Weights: fmt::Debug + Send + Sync {
     /// They are visited in their order, after their group, and like a group: asking for one is the hint
     /// that the next ones come next, and that the previous streamed one may go.
     fn run(&self, tensor: &str, rows: &Range<usize>) -> Result<RawTensor, WeightsError>;
+
+    /// Says whether all that was handed out since the last time that this was `over` is what it should be. If
+    /// not, what was computed with it does not count: ask for everything again, which is fetched anew where
+    /// it must be.
+    fn settle(&self, over: bool) -> bool;
 }
 
 /// The tensors of one group.
@@ -72,6 +77,8 @@ pub struct Tensors {
     pub runs: HashMap<String, Vec<Range<usize>>>,
     /// Whether they stay in memory from pass to pass, so that what is made of them may too.
     pub resident: bool,
+    /// Chunks that they lie in, of those that are mapped files: these may change.
+    pub mapped: Arc<[Chunk]>,
 }
 
 /// A tensor in host memory, not yet on any device.
@@ -117,6 +124,9 @@ pub enum WeightsError {
     /// The bytes did not come.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// What was handed out changed on the disk, again and again.
+    #[error("chunk files of the model go on changing while they are computed with")]
+    Unsettled,
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopped,

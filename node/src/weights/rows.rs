@@ -96,6 +96,9 @@ async fn read(shared: &Shared, table: usize, extent: &Extent) -> Result<Bytes, S
         let layout = &shared.layout;
         let streams = layout.is_cut(table) || !shared.plan.is_resident(layout.group_of_tensor(table));
         let chunk = shared.chunks.ask(extent.chunk, urgency).wait(streams).await?;
+        if chunk.is_in_file() {
+            shared.chunks.used(&Arc::from([chunk.clone()]));
+        }
         return Ok(chunk.bytes().clone());
     }
     let got = shared.chunks.source().range(entry, extent.range.clone()).await?;

@@ -191,6 +191,7 @@ impl Streamed {
             let loaded = found.unwrap_or_else(|| runtime.block_on(slot.wait()));
             (loaded?, ready && plan.is_resident(at), ready)
         };
+        self.shared.chunks.used(&tensors.mapped);
         let waited = asked.elapsed().as_micros();
         let counts = &mut self.counts()[at];
         match (hit, ready) {
@@ -249,7 +250,10 @@ impl Weights for Streamed {
         let slot = self.shared.held().slot(layout.group_of_tensor(table));
         let group = slot.and_then(|slot| slot.outcome()?.ok());
         let bytes = match group.as_ref().and_then(|group| group.tensors.get(tensor)) {
-            Some(table) => tensors::gather(table, rows),
+            Some(table) => {
+                group.iter().for_each(|group| self.shared.chunks.used(&group.mapped));
+                tensors::gather(table, rows)
+            }
             None => self.join_rows(table, rows)?,
         };
         let mut raw = tensors::raw(entry, vec![bytes]);
@@ -262,6 +266,16 @@ impl Weights for Streamed {
         let Shared { manifest, layout, .. } = &*self.shared;
         let at = layout.run(manifest, tensor, rows).ok_or_else(no_such)?;
         self.take(at)?.tensors.get(tensor).cloned().ok_or_else(no_such)
+    }
+
+    fn settle(&self, over: bool) -> bool {
+        let settled = self.shared.chunks.settle(over);
+        if !settled {
+            // Rare, so all that may have been made of what changed goes.
+            self.shared.let_go();
+            self.experts.let_go();
+        }
+        settled
     }
 }
 

@@ -1,6 +1,6 @@
 //! From pieces of chunks to tensors, and from tensors to rows: copies and slices of bytes.
 
-use std::{collections::HashMap, hint::black_box};
+use std::hint::black_box;
 
 use bytes::{Bytes, BytesMut};
 use surf_chunker::Parameter;
@@ -24,7 +24,7 @@ pub(super) fn in_place(scattered: Vec<Scattered>) -> Tensors {
         let pieces = if whole_rows { pieces } else { vec![joined(pieces)] };
         (entry.name.clone(), raw(&entry, pieces))
     });
-    Tensors { tensors: tensors.collect(), runs: HashMap::new(), resident: false }
+    Tensors { tensors: tensors.collect(), resident: false, ..Tensors::default() }
 }
 
 /// The tensors of a group in memory of our own, one piece each. What they lay in is let go one by
@@ -34,7 +34,7 @@ pub(super) fn copied(scattered: Vec<Scattered>) -> Tensors {
         let piece = joined(pieces);
         (entry.name.clone(), raw(&entry, vec![piece]))
     });
-    Tensors { tensors: tensors.collect(), runs: HashMap::new(), resident: true }
+    Tensors { tensors: tensors.collect(), resident: true, ..Tensors::default() }
 }
 
 /// Rows of `tensor`, in the order of `rows`, which are all in it.

@@ -162,7 +162,7 @@ fn settings(dir: &Path, memory: u64) -> Config {
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     Config {
         data_dir: dir.to_owned(),
-        store: config::Store { dir: dir.join("store"), quota: u64::MAX },
+        store: config::Store { dir: dir.join("store"), quota: u64::MAX, scrub: None },
         members: Members::default(),
         swarm: config::Swarm {
             listen: vec![any],

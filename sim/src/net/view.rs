@@ -320,6 +320,10 @@ impl ChunkSource for View {
 }
 
 impl Keeper for View {
+    fn get_in_place(&self, chunk: ChunkEntry) -> BoxFuture<'_, Result<Option<Chunk>, SourceError>> {
+        self.get(chunk)
+    }
+
     fn keep(&self, chunk: Chunk) -> BoxFuture<'_, Result<(), SourceError>> {
         let kept = self.kept(&chunk);
         Box::pin(async move { kept })

@@ -83,6 +83,14 @@ impl ModelSource for Published {
         ModelSource::chunk(&self.memory, chunk, urgency)
     }
 
+    fn chunk_in_place(
+        &self,
+        chunk: ChunkEntry,
+        urgency: Urgency,
+    ) -> BoxFuture<'_, Result<Chunk, SourceError>> {
+        self.chunk(chunk, urgency)
+    }
+
     fn range(
         &self,
         chunk: ChunkEntry,

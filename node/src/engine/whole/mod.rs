@@ -27,11 +27,12 @@ use super::{
     fields::Fields,
     files::Files,
     host,
+    model::TRIES_MAX,
     parts::Parts,
     pass::Pass,
     widths::{Stage, Widths},
 };
-use crate::weights::Weights;
+use crate::weights::{Weights, WeightsError};
 
 /// A model of candle's with what it has seen of one sequence.
 pub(crate) trait Causal: fmt::Debug + Send + Sync {
@@ -186,6 +187,17 @@ impl Whole {
         if let Some(running) = &*running {
             return Ok(Arc::clone(running));
         }
+        for _ in 0..TRIES_MAX {
+            let built = self.build();
+            // Copies of weights that changed meanwhile on the disk do not count.
+            if self.weights.settle(true) {
+                return Ok(Arc::clone(running.insert(Arc::new(built?))));
+            }
+        }
+        Err(WeightsError::Unsettled.into())
+    }
+
+    fn build(&self) -> Result<Running, EngineError> {
         let all = AllWeights::new(Arc::clone(&self.weights));
         let failed = all.failed();
         let tensors = VarBuilder::from_backend(Box::new(all), DType::F32, self.device.clone());
@@ -194,13 +206,8 @@ impl Whole {
         if let Some(error) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(error);
         }
-        let made = Arc::new(Running {
-            model: model?,
-            vocab: self.described.shape.vocab,
-            device: self.device.clone(),
-            logits: Mutex::default(),
-        });
-        Ok(Arc::clone(running.insert(made)))
+        let (vocab, device) = (self.described.shape.vocab, self.device.clone());
+        Ok(Running { model: model?, vocab, device, logits: Mutex::default() })
     }
 }
 

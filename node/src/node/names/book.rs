@@ -19,6 +19,9 @@ use crate::swarm::names::NAMES_PER_PUBLISHER;
 
 const VERSION: u32 = 1;
 
+/// Damaged files that are kept.
+const ASIDE_MAX: u32 = 10;
+
 /// Names of others whose latest record is remembered. When there are more, the one that ends first is
 /// forgotten.
 const SEEN_MAX: usize = 1024;
@@ -38,7 +41,7 @@ pub(in crate::node) struct Book {
 
 /// The file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum BookError {
+pub(super) enum BookError {
     /// It could not be read or written.
     #[error("cannot read or write {path}: {cause}", path = path.display())]
     Io {
@@ -46,12 +49,6 @@ pub enum BookError {
         path: PathBuf,
         /// What the system says.
         cause: io::Error,
-    },
-    /// It holds something else.
-    #[error("{path} is not a list of signed names, or of a later version; move it away, and publish your names again", path = path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
     },
 }
 
@@ -82,19 +79,31 @@ struct Written {
 }
 
 impl Book {
-    /// Opens the file at `path`; an empty book, if there is none.
-    pub(in crate::node) fn open(path: &Path) -> Result<Self, BookError> {
-        let failed = |cause| BookError::Io { path: path.to_owned(), cause };
-        let state = match fs::File::open(path) {
+    /// Opens the file at `path`; an empty book, if there is none. What is damaged is set aside, and what can
+    /// be read of it is used.
+    pub(in crate::node) fn open(path: &Path) -> Self {
+        let text = match fs::File::open(path) {
             Ok(file) => {
                 let mut text = Vec::new();
-                io::Read::read_to_end(&mut io::Read::take(file, FILE_SIZE_MAX), &mut text).map_err(failed)?;
-                State::decode(&text).ok_or_else(|| BookError::Damaged { path: path.to_owned() })?
+                io::Read::read_to_end(&mut io::Read::take(file, FILE_SIZE_MAX), &mut text).map(|_| text)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => State::default(),
-            Err(error) => return Err(failed(error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Self::with(path, State::default());
+            }
+            Err(error) => Err(error),
         };
-        Ok(Self { path: path.to_owned(), state: Mutex::new(state), writing: tokio::sync::Mutex::default() })
+        let (state, why) = match text.map(|text| State::decode(&text)) {
+            Ok(Some((state, 0))) => return Self::with(path, state),
+            Ok(Some((state, damaged))) => (state, format!("{damaged} of its records are damaged")),
+            Ok(None) => (State::default(), "it is no list of signed names, or of a later version".to_owned()),
+            Err(error) => (State::default(), error.to_string()),
+        };
+        set_aside(path, &why);
+        Self::with(path, state)
+    }
+
+    fn with(path: &Path, state: State) -> Self {
+        Self { path: path.to_owned(), state: Mutex::new(state), writing: tokio::sync::Mutex::default() }
     }
 
     /// The names that this node has published.
@@ -133,17 +142,15 @@ impl Book {
     }
 
     /// Judges what others answered to a question for `name` at `now`, and remembers the latest record.
-    pub(super) async fn judge(
-        &self,
-        name: &FullName,
-        answers: &[Vec<u8>],
-        now: u64,
-    ) -> Result<Verdict, BookError> {
+    pub(super) async fn judge(&self, name: &FullName, answers: &[Vec<u8>], now: u64) -> Verdict {
         let verdict = self.state().judge(name, answers, now);
-        if let Verdict::Current(_, true) = verdict {
-            self.write().await?;
+        // What cannot be written down counts until the node stops: a full disk takes nobody's names.
+        if let Verdict::Current(_, true) = verdict
+            && let Err(error) = self.write().await
+        {
+            tracing::warn!(%error, "a name that was seen is not written down");
         }
-        Ok(verdict)
+        verdict
     }
 
     /// The same, and remembers nothing.
@@ -164,6 +171,23 @@ impl Book {
         });
         let written = written.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         written.map_err(|cause| BookError::Io { path, cause })
+    }
+}
+
+/// Gives a damaged file another name, so that it can be looked at. What was set aside earlier stays, as
+/// long as there are few.
+fn set_aside(path: &Path, why: &str) {
+    let name = |at: u32| match at {
+        0 => path.with_extension("damaged"),
+        _ => path.with_extension(format!("damaged-{at}")),
+    };
+    let free = (0..ASIDE_MAX).map(name).find(|aside| !aside.exists()).unwrap_or_else(|| name(0));
+    let file = path.display();
+    match fs::rename(path, &free) {
+        Ok(()) => {
+            tracing::warn!(%file, aside = %free.display(), why, "signed names cannot be read; set aside")
+        }
+        Err(error) => tracing::warn!(%file, why, %error, "signed names cannot be read, nor set aside"),
     }
 }
 
@@ -226,16 +250,22 @@ impl State {
         serde_json::to_vec_pretty(&written).expect("strings can be written")
     }
 
-    fn decode(text: &[u8]) -> Option<Self> {
+    /// What [`State::encode`] wrote, and how many records of it cannot be read.
+    fn decode(text: &[u8]) -> Option<(Self, usize)> {
         let written: Written =
             serde_json::from_slice(text).ok().filter(|w: &Written| w.version == VERSION)?;
+        let all = written.published.len() + written.seen.len();
         let record = |hex: String| SignedName::decode(&hex::decode(hex).ok()?).ok();
-        let published = written.published.into_iter().map(|hex| {
-            let record = record(hex)?;
-            Some((record.name().name.clone(), record))
-        });
-        let seen = written.seen.into_iter().map(|hex| record(hex).map(|record| (record.full(), record)));
-        Some(Self { published: published.collect::<Option<_>>()?, seen: seen.collect::<Option<_>>()? })
+        let (published, seen) = (written.published.into_iter(), written.seen.into_iter());
+        let state = Self {
+            published: published
+                .filter_map(record)
+                .map(|record| (record.name().name.clone(), record))
+                .collect(),
+            seen: seen.filter_map(record).map(|record| (record.full(), record)).collect(),
+        };
+        let damaged = all.saturating_sub(state.published.len() + state.seen.len());
+        Some((state, damaged))
     }
 }
 
@@ -266,7 +296,7 @@ mod tests {
             let verdict = state.judge(&full, &[replayed.encode()], NOW);
             assert_eq!(verdict, Verdict::Current(two.clone(), false));
         }
-        let mut state = State::decode(&state.encode()).unwrap();
+        let (mut state, _) = State::decode(&state.encode()).unwrap();
         let verdict = state.judge(&full, &[one.encode()], NOW);
         assert_eq!(verdict, Verdict::Current(two, false), "also after a restart");
         let late = NOW + 10_000;
@@ -302,16 +332,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_book_is_found_again_and_a_damaged_one_is_named() {
+    async fn a_book_is_found_again_and_a_damaged_one_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("names.json");
         let identity = Identity::generate();
         let sign = |bytes: &[u8]| identity.sign(bytes);
         let me = (identity.node_id(), "x");
-        let book = Book::open(&path).unwrap();
+        let book = Book::open(&path);
         let one = book.publish(me, ModelId::of(b"1"), (NOW, NOW + 9), sign).await.unwrap().unwrap();
         assert_eq!(one.name().sequence, NOW);
-        let book = Book::open(&path).unwrap();
+        let book = Book::open(&path);
         assert_eq!(book.own("x"), Some(one));
         let two = book.publish(me, ModelId::of(b"2"), (NOW - 5, NOW + 9), sign).await.unwrap().unwrap();
         assert_eq!(two.name().sequence, NOW + 1, "it grows even if the clock goes back");
@@ -323,9 +353,24 @@ mod tests {
         }
         let more = book.publish((me.0, "more"), ModelId::of(b""), (NOW, NOW), sign).await.unwrap();
         assert_eq!(more, None);
-        for damaged in [&b"{"[..], br#"{"version":2,"published":[],"seen":[]}"#] {
+        // A bit flips in one record: the others are as good as before.
+        let mut text = fs::read(&path).unwrap();
+        let digit = text.windows(4).position(|four| four == b"\"\n  ").unwrap_or(200) - 20;
+        text[digit] = if text[digit] == b'0' { b'1' } else { b'0' };
+        fs::write(&path, &text).unwrap();
+        let book = Book::open(&path);
+        assert_eq!(book.published().len(), NAMES_PER_PUBLISHER - 1);
+        assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), text);
+        // What cannot be read at all is set aside, too, and what is published then is kept.
+        for (at, damaged) in [&b"{"[..], br#"{"version":2,"published":[],"seen":[]}"#, b""].iter().enumerate()
+        {
             fs::write(&path, damaged).unwrap();
-            assert!(matches!(Book::open(&path), Err(BookError::Damaged { .. })));
+            let book = Book::open(&path);
+            assert!(book.published().is_empty());
+            let aside = path.with_extension(format!("damaged-{}", at + 1));
+            assert_eq!(fs::read(aside).unwrap(), *damaged);
+            let made = book.publish(me, ModelId::of(b"3"), (NOW, NOW + 9), sign).await.unwrap();
+            assert_eq!(Book::open(&path).own("x"), made);
         }
     }
 }

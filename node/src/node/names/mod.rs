@@ -16,7 +16,6 @@ use surf_protocol::{
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 pub(super) use self::book::Book;
-pub use self::book::BookError;
 use self::book::Verdict;
 use super::{
     Node, NodeError,
@@ -247,9 +246,9 @@ impl Node {
             let now = swarm::clock_unix();
             let verdict = match memory {
                 Memory::Kept => names.book.judge(full, &answers, now).await,
-                Memory::Untouched => Ok(names.book.weigh(full, &answers, now)),
+                Memory::Untouched => names.book.weigh(full, &answers, now),
             };
-            match verdict.map_err(|error| NodeError::Failed(error.to_string()))? {
+            match verdict {
                 Verdict::Current(record, _) => {
                     let mut fresh = names.fresh.lock().expect("no panics while held");
                     if FRESH_MAX <= fresh.len() {

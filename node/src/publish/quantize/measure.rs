@@ -145,6 +145,10 @@ impl ModelSource for OnDisk {
         Box::pin(self.read(chunk))
     }
 
+    fn chunk_in_place(&self, chunk: ChunkEntry, _: Urgency) -> BoxFuture<'_, Result<Chunk, SourceError>> {
+        Box::pin(self.read(chunk))
+    }
+
     fn range(
         &self,
         chunk: ChunkEntry,

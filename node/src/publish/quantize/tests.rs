@@ -33,7 +33,8 @@ impl Node {
 
     fn with_quota(quota: u64) -> Self {
         let dir = tempdir().unwrap();
-        let store = Store::open(&config::Store { dir: dir.path().join("store"), quota }).unwrap();
+        let store =
+            Store::open(&config::Store { dir: dir.path().join("store"), quota, scrub: None }).unwrap();
         Self { dir, store }
     }
 

@@ -24,6 +24,21 @@ impl Small {
         }
     }
 
+    /// Waits until the threads of stores that were here have let go.
+    async fn forbid_writing(&self) {
+        let remounted = async {
+            loop {
+                let mut remount = Command::new("mount");
+                remount.args(["-o", "remount,ro"]).arg(self.dir.path());
+                if remount.output().unwrap().status.success() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), remounted).await.expect("nobody writes any more");
+    }
+
     fn store(&self) -> Store {
         open(&self.dir.path().join("store"))
     }
@@ -106,4 +121,41 @@ async fn a_disk_that_is_full_all_at_once_costs_the_oldest_and_a_second_try() {
     drop(leases);
     store.put_manifest(&manifest).await.unwrap();
     assert!(store.put(more.next().unwrap()).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_store_on_a_full_disk_opens_and_serves_what_is_there() {
+    for (options, then) in [("size=8m", "full"), ("size=8m", "read-only")] {
+        let Some(disk) = Small::mount(options) else { return };
+        let chunks: Vec<_> = (0..5).map(|seed| sized(seed, LARGE)).collect();
+        let manifest = model(&[&chunks[..4]]);
+        let store = disk.store();
+        put_all(&store, &chunks).await;
+        store.put_manifest(&manifest).await.unwrap();
+        store.pin(manifest.id()).await.unwrap();
+        drop(store);
+        // No room for an index, either.
+        fs::remove_dir_all(disk.dir.path().join("store/index")).unwrap();
+        fs::remove_dir(disk.dir.path().join("store/incoming")).unwrap();
+        if then == "full" {
+            fill(&disk.dir.path().join("users"));
+        } else {
+            disk.forbid_writing().await;
+        }
+        let store = disk.store();
+        assert!(store.models()[0].pinned, "{then}");
+        for chunk in &chunks {
+            assert_eq!(store.serve(chunk.id()).await.unwrap().unwrap(), chunk.bytes(), "{then}");
+        }
+        let error = store.put(sized(9, LARGE)).await.unwrap_err().to_string();
+        assert!(!error.is_empty(), "{then}");
+        assert_eq!(store.verify(None, |_, _| ()).await.unwrap().bad, vec![], "{then}");
+    }
+}
+
+/// Writes until nothing more can be written, not even an empty folder's block.
+fn fill(path: &Path) {
+    use std::io::Write;
+    let mut file = fs::File::create(path).unwrap();
+    while file.write(&[1; 4096]).is_ok_and(|written| 0 < written) {}
 }

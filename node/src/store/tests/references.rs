@@ -2,16 +2,16 @@
 
 use super::*;
 
-struct Published {
+pub(super) struct Published {
     /// The folder of the store, beside the user's.
-    dir: TempDir,
-    path: PathBuf,
-    chunks: Vec<Chunk>,
-    manifest: Arc<Manifest>,
-    store: Store,
+    pub(super) dir: TempDir,
+    pub(super) path: PathBuf,
+    pub(super) chunks: Vec<Chunk>,
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) store: Store,
 }
 
-async fn published() -> Published {
+pub(super) async fn published() -> Published {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("my model.bin");
     let chunks: Vec<_> = (0..4).map(chunk).collect();
@@ -24,7 +24,7 @@ async fn published() -> Published {
     Published { dir, path, chunks, manifest, store }
 }
 
-fn joined(chunks: &[Chunk]) -> Vec<u8> {
+pub(super) fn joined(chunks: &[Chunk]) -> Vec<u8> {
     chunks.iter().flat_map(|chunk| chunk.bytes().to_vec()).collect()
 }
 
@@ -142,7 +142,7 @@ async fn verify_reports_damage_in_published_files() {
         fs::write(&path, bytes).unwrap();
     });
     let found = store.verify(None, |_, _| ()).await.unwrap();
-    assert_eq!(found, Verified { checked: 4, bad: vec![chunks[0].id()] });
+    assert_eq!(found, Verified { checked: 4, bad: vec![chunks[0].id()], missing: 1 });
     fs::write(&path, b"").unwrap();
     assert_eq!(store.verify(None, |_, _| ()).await.unwrap().bad.len(), 3);
     assert_eq!(store.usage().chunks, 0);

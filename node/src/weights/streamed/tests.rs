@@ -249,6 +249,40 @@ fn mapped_chunks_are_read_once_for_all_passes() {
 }
 
 #[test]
+fn what_changed_on_the_disk_is_noticed_when_the_pass_ends_and_comes_anew() {
+    for k in [0, 3, 5, 7, 8] {
+        let bench = Bench::new(Model::of(9, true), k * BLOCK_SIZE, MAPPED);
+        let pass = || {
+            bench.rows(&[1, 30]);
+            bench.pass();
+            bench.weights.settle(true)
+        };
+        assert!(pass() && pass());
+        bench.until("all is here", || bench.is_quiet());
+        let streamed = |at: u32| {
+            let name = block(at).to_string();
+            bench.weights.stats().groups.iter().any(|group| group.group == name && !group.resident)
+        };
+        assert!((0..9).any(streamed), "{k}");
+        for at in 0..9 {
+            // Again and again, also where the ring holds it from pass to pass.
+            assert!(pass() && pass(), "{k}: before {at}");
+            let id = bench.chunks(&block(at))[2].id;
+            let before = bench.source.times()[&id];
+            bench.source.changed.lock().unwrap().insert(id);
+            assert_eq!(pass(), !streamed(at), "{k}: copies do not change, mapped files do: {at}");
+            bench.source.changed.lock().unwrap().clear();
+            assert!(pass(), "{k}: after {at}");
+            assert_eq!(
+                streamed(at),
+                before < bench.source.times()[&id],
+                "{k}: {at} is read and checked anew"
+            );
+        }
+    }
+}
+
+#[test]
 fn an_encoder_is_not_fetched_again_for_each_token() {
     let mut model = Model::default();
     model.add(Group::Embed, "embed", &[32, 64], 2048);

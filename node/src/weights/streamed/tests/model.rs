@@ -14,6 +14,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use surf_chunker::{Checkpoint, Group, GroupEntry, Parameter, Stack};
 use surf_protocol::{
     Chunk, ChunkId, Dtype, FileEntry, Manifest, VerifiedRange,
+    chunk::InFile,
     manifest::{ChunkEntry, FORMAT, Parts},
 };
 use tokio::sync::watch;
@@ -120,6 +121,8 @@ pub(super) struct Watched {
     pub(super) ranges: Mutex<Vec<(ChunkId, Range<u32>)>>,
     /// Chunks that nobody has, for now.
     pub(super) lost: Mutex<HashSet<ChunkId>>,
+    /// Chunks whose file has changed since it was checked.
+    pub(super) changed: Arc<Mutex<HashSet<ChunkId>>>,
     /// Chunks that may come; `None` is all.
     passing: watch::Sender<Option<HashSet<ChunkId>>>,
     /// Whether its chunks lie in mapped files.
@@ -151,6 +154,7 @@ impl Watched {
             asked: Mutex::default(),
             ranges: Mutex::default(),
             lost: Mutex::default(),
+            changed: Arc::default(),
             passing: watch::Sender::new((!open).then(HashSet::new)),
             in_file,
             waiting: Arc::default(),
@@ -178,7 +182,33 @@ impl Watched {
     }
 }
 
+/// A file whose changes a test decides on.
+#[derive(Debug)]
+struct Changes {
+    id: ChunkId,
+    changed: Arc<Mutex<HashSet<ChunkId>>>,
+}
+
+impl InFile for Changes {
+    fn is_unchanged(&self) -> bool {
+        !self.changed.lock().unwrap().contains(&self.id)
+    }
+}
+
 impl ModelSource for Watched {
+    fn chunk_in_place(
+        &self,
+        chunk: ChunkEntry,
+        urgency: Urgency,
+    ) -> BoxFuture<'_, Result<Chunk, SourceError>> {
+        async move {
+            let found = self.chunk(chunk, urgency).await?;
+            let file = Changes { id: chunk.id, changed: Arc::clone(&self.changed) };
+            Ok(if self.in_file { found.in_file(Arc::new(file)) } else { found })
+        }
+        .boxed()
+    }
+
     fn chunk(&self, chunk: ChunkEntry, urgency: Urgency) -> BoxFuture<'_, Result<Chunk, SourceError>> {
         self.asked.lock().unwrap().push((chunk.id, urgency));
         self.waiting.fetch_add(1, Ordering::SeqCst);
@@ -194,8 +224,7 @@ impl ModelSource for Watched {
             }
             let found = ModelSource::chunk(&self.memory, chunk, urgency).await?;
             let counted = Bytes::from_owner(Counted::new(found.bytes().clone(), &self.live));
-            let found = Chunk::verify(chunk.id, counted).unwrap();
-            Ok(if self.in_file { found.in_file() } else { found })
+            Ok(Chunk::verify(chunk.id, counted).unwrap())
         }
         .boxed()
     }
