@@ -75,7 +75,7 @@ pub fn contents(path: &Path, options: &Options) -> Result<Contents, CutError> {
     Ok(Contents { tensors: loaded.parameters, fault: loaded.fault, files })
 }
 
-/// Cuts the folder or the single file at `path` as [`cut`] does, and says what is loaded of it.
+/// Cuts the folder or the single file at `path` as [`cut()`] does, and says what is loaded of it.
 pub fn open(path: &Path, options: &Options, sink: &dyn Sink) -> Result<Checkpoint, CutError> {
     let manifest = Arc::new(cut(path, options, sink)?);
     let files = list(path, options)?;

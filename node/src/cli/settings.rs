@@ -41,7 +41,7 @@ const CONNECTIONS_MAX: u32 = 16_384;
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(crate) struct Settings {
     /// Where to listen for other nodes: the control plane, QUIC and TCP (with a swarm key, TCP only)
-    /// [default: 0.0.0.0:8470]. [::]:PORT is all addresses of IPv4 and IPv6. May be given many times
+    /// [default: 0.0.0.0:8470]. `[::]:PORT` is all addresses of IPv4 and IPv6. May be given many times
     #[arg(long, env = "SURF_LISTEN", value_name = "IP:PORT", value_delimiter = ',')]
     #[serde(deserialize_with = "one_or_many")]
     pub(crate) listen: Vec<SocketAddr>,

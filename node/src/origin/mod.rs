@@ -7,7 +7,7 @@
 //!   chunks/<first 2 digits>/<64 digits of the chunk id>     the chunk's bytes
 //! ```
 //!
-//! That is also how the store lays out its folder. [`sync`] writes such a folder, [`Object`] reads one.
+//! That is also how the store lays out its folder. [`sync()`] writes such a folder, [`Object`] reads one.
 
 mod failure;
 mod object;
