@@ -147,7 +147,8 @@ async fn hostile_models_get_a_sentence_and_the_node_goes_on() {
 async fn clients_that_left_keep_nobody_waiting_and_the_second_signal_ends_the_node() {
     let mut node = Process::join(&[], &["--memory", "256MiB"]);
     let template = format!("{{% if messages[0].content == 'slow' %}}{SLOW}{{% endif %}}<|user|>");
-    let model = published(&node, model(Some(&template), |_| ()).path());
+    let folder = model(Some(&template), |_| ());
+    let model = published(&node, folder.path());
     for _ in 0..4 {
         let mut body = chat(&model);
         body["messages"][0]["content"] = json!("slow");

@@ -236,9 +236,8 @@ impl Added {
         let more = more.filter_map(Value::as_array).flatten();
         let more: Vec<AddedToken> =
             more.filter_map(token).map(|token| AddedToken { special: true, ..token }).collect();
-        let special = |content: &str| {
-            named.iter().map(|(_, token)| token).chain(&more).any(|token| token.content == content)
-        };
+        // As in transformers: a list of further special tokens does not make one of an added token that is none.
+        let is_named = |content: &str| named.iter().any(|(_, token)| token.content == content);
         let mut numbered: Vec<(u64, AddedToken)> = Vec::new();
         if let Some(decoder) = decoder {
             for (id, value) in decoder {
@@ -248,13 +247,12 @@ impl Added {
         } else {
             for (content, id) in files.object(ADDED)? {
                 let id = id.as_u64().ok_or_else(|| wrong(ADDED)("has a token whose id is none"))?;
-                numbered.push((id, AddedToken::from(&*content, special(&content))));
+                numbered.push((id, AddedToken::from(&*content, is_named(&content))));
             }
         }
         numbered.sort_by_key(|(id, _)| *id);
-        let named_only = |content: &str| named.iter().any(|(_, token)| token.content == content);
         let numbered = numbered.into_iter().map(|(_, token)| {
-            let special = token.special || named_only(&token.content);
+            let special = token.special || is_named(&token.content);
             AddedToken { special, ..token }
         });
         Ok(Self { numbered: numbered.collect(), named, more })

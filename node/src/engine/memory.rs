@@ -33,6 +33,10 @@ const ROWS_MAX: usize = 1 << 24;
 /// Tokens that a sequence has room for when it begins, at least.
 const STEP: usize = 64;
 
+/// Tokens whose logits are computed together where there is room: as many as there are sequences in a pass. The head
+/// is read once for all of them.
+const LOGITS_TOGETHER: usize = 16;
+
 /// How a memory budget is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
@@ -168,7 +172,9 @@ impl Working {
         // An encoder keeps nothing, so all may be a pass.
         let half = if shape.cache.token_bytes() == 0 { work } else { work / 2 };
         let rows = largest(PASS_TOKENS_MAX, |rows| bytes(rows) <= half);
-        let pass = budget.reserve(bytes(rows)).or_else(|| {
+        let several = widths.pass_bytes_with(PassSize { rows, keys, threads }, LOGITS_TOGETHER);
+        let roomy = if several <= half { budget.reserve(several) } else { None };
+        let pass = roomy.or_else(|| budget.reserve(bytes(rows))).or_else(|| {
             // With few tokens, scores are few as well.
             let bytes = widths.pass_bytes(PassSize { rows, keys: STEP, threads });
             budget.reserve(bytes)

@@ -76,8 +76,13 @@ impl Widths {
 
     /// Bytes of a pass of this size. The logits of one token fit into it.
     pub(crate) fn pass_bytes(&self, size: PassSize) -> u64 {
+        self.pass_bytes_with(size, 1)
+    }
+
+    /// Bytes of a pass of this size, into which the logits of so many tokens fit.
+    pub(crate) fn pass_bytes_with(&self, size: PassSize, logits: usize) -> u64 {
         let widest = self.stages.iter().map(|stage| stage.elements(size)).max().unwrap_or(0);
-        self.bytes(size.rows, widest.max(self.logits(1)))
+        self.bytes(size.rows, widest.max(self.logits(logits as u64)))
     }
 
     /// Tokens whose logits fit together into `bytes`, in a pass of so many `rows`; at least one.

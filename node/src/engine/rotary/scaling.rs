@@ -68,7 +68,7 @@ impl<'a> Settings<'a> {
                 fields.invalid(name, format!("makes heads of {head_dim}; all of it is turned, by pairs"))
             );
         }
-        let count = |name: &str| Ok::<_, EngineError>(fields.count_if(name, 1..=1 << 24)?.map(|n| n as f64));
+        let count = |name: &str| Ok::<_, EngineError>(fields.limit_if(name, 1..=1 << 24)?.map(|n| n as f64));
         let original = count("original_max_position_embeddings")?.or(spelling.original);
         let context = count("max_position_embeddings")?;
         let scaling = scaling.or(parameters);

@@ -28,7 +28,7 @@ fn within(work: u64, context: usize) -> (Engine, Arc<FileWeights>) {
 
 /// How often the model was run.
 fn passes(weights: &FileWeights) -> usize {
-    weights.asked().iter().filter(|asked| asked.contains("block 0")).count()
+    weights.asked().iter().filter(|asked| asked.contains("layer 0")).count()
 }
 
 fn open_end(prompt: Vec<u32>) -> Request {
@@ -200,8 +200,8 @@ fn sizes_that_no_model_has_are_refused_by_field() {
         let Some(error) = refused(folder, &[(field, value.clone())], 1 << 40) else { continue };
         assert!(error.starts_with(&format!("config.json: {field} ")), "{folder} {field} {value}: {error}");
     }
-    let llama = refused("llama", &[("max_position_embeddings", json!(1u64 << 31))], 1 << 40);
-    assert!(llama.unwrap().contains("must be a whole number from 1 to 16777216"));
+    // A limit may be infinite: it is the largest that there is room for.
+    assert_eq!(refused("llama", &[("max_position_embeddings", json!(1u64 << 31))], 1 << 40), None);
 }
 
 #[test]
