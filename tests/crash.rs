@@ -181,7 +181,10 @@ fn only_known_files(node: &Process, dir: &Path) {
         names
     };
     assert_eq!(names(dir), ["identity.key", "store"]);
-    assert_eq!(names(&dir.join("store")), ["chunks", "incoming", "index", "lock", "manifests", "notes"]);
+    assert_eq!(
+        names(&dir.join("store")),
+        ["chunks", "incoming", "index", "lock", "manifests", "notes", "scrub.json"]
+    );
 }
 
 fn files(dir: &Path) -> Vec<fs::Metadata> {
