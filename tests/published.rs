@@ -64,7 +64,9 @@ fn any_folder_is_published_and_says_why_it_does_not_run() {
     let whole = fs::read(fixture("llama").join("model.safetensors")).unwrap();
     let cases: [(&str, &dyn Fn(&Path)); 5] = [
         ("after 0 bytes", &|dir| fs::write(dir.join("model.safetensors"), b"").unwrap()),
-        ("bytes of data", &|dir| fs::write(dir.join("model.safetensors"), &whole[..whole.len() - 1]).unwrap()),
+        ("bytes of data", &|dir| {
+            fs::write(dir.join("model.safetensors"), &whole[..whole.len() - 1]).unwrap()
+        }),
         ("which does not have it", &|dir| {
             fs::rename(dir.join("model.safetensors"), dir.join("a.safetensors")).unwrap();
             fs::write(dir.join(INDEX), r#"{"weight_map": {"nowhere": "a.safetensors"}}"#).unwrap();
@@ -98,10 +100,12 @@ fn any_folder_is_published_and_says_why_it_does_not_run() {
 #[test]
 fn of_duplicates_the_one_that_the_index_names_is_run() {
     let node = Process::join(&[], &[]);
-    let good = node.done(&["publish", fixture("llama").to_str().unwrap()])["model"].as_str().unwrap().to_owned();
+    let good =
+        node.done(&["publish", fixture("llama").to_str().unwrap()])["model"].as_str().unwrap().to_owned();
     let expected = surf_tests::text(&greedy(&node, &good));
     let all = tensors(&fixture("llama").join("model.safetensors"));
-    let zeros: Vec<_> = all.iter().map(|(name, entry, bytes)| (name.clone(), entry.clone(), vec![0; bytes.len()])).collect();
+    let zeros: Vec<_> =
+        all.iter().map(|(name, entry, bytes)| (name.clone(), entry.clone(), vec![0; bytes.len()])).collect();
     let map = |shard: &str| -> serde_json::Map<String, Value> {
         all.iter().map(|(name, ..)| (name.clone(), shard.into())).collect()
     };
@@ -141,7 +145,8 @@ fn a_large_manifest_costs_four_times_its_size_and_is_checked_once() {
         sha256: [0; 32],
         chunks,
     };
-    let mut files: Vec<_> = (0..57_000).map(|at| file(format!("{at:06}{}", "/a".repeat(505)), vec![])).collect();
+    let mut files: Vec<_> =
+        (0..57_000).map(|at| file(format!("{at:06}{}", "/a".repeat(505)), vec![])).collect();
     files.push(file("x".to_owned(), vec![chunk]));
     let manifest = Manifest::new(Parts { format: FORMAT, files, tensors: vec![] }).unwrap();
     let bytes = manifest.encode();

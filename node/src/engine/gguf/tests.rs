@@ -223,7 +223,6 @@ fn absurd_sizes_are_refused() {
         ("feed_forward_length", u32::MAX, "intermediate_size is 4294967295"),
         ("attention.head_count_kv", 0, "num_key_value_heads is 0"),
         ("attention.key_length", 1 << 30, "head_dim is 1073741824"),
-        ("context_length", u32::MAX, "max_position_embeddings is 4294967295"),
     ] {
         let mut config = config(&field(key, number));
         // As many as the embedding has rows.
