@@ -57,12 +57,15 @@ fn greedy(node: &Process, model: &str) -> Vec<Value> {
     node.lines(&["generate", model, "-p", "The sea", "--max-tokens", "8"])
 }
 
+/// What is done to a folder before it is published.
+type Damage<'a> = &'a dyn Fn(&Path);
+
 #[test]
 fn any_folder_is_published_and_says_why_it_does_not_run() {
     let node = Process::join(&[], &[]);
     let legacy = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/pickles/legacy.pt")).unwrap();
     let whole = fs::read(fixture("llama").join("model.safetensors")).unwrap();
-    let cases: [(&str, &dyn Fn(&Path)); 5] = [
+    let cases: [(&str, Damage); 5] = [
         ("after 0 bytes", &|dir| fs::write(dir.join("model.safetensors"), b"").unwrap()),
         ("bytes of data", &|dir| {
             fs::write(dir.join("model.safetensors"), &whole[..whole.len() - 1]).unwrap()
