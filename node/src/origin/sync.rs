@@ -5,6 +5,7 @@
 //! repairs.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     io::Write,
     path::{Path, PathBuf},
@@ -75,6 +76,7 @@ pub async fn sync(
     mut progress: impl FnMut(u64),
 ) -> Result<Synced, SyncError> {
     let (mut synced, mut done) = (Synced::default(), 0);
+    clean(folder, manifest).await?;
     let mut arriving = stream::iter(manifest.chunks().to_vec())
         .map(|chunk| async move {
             let path = folder.join(chunk_path(chunk.id));
@@ -138,7 +140,6 @@ async fn write(path: PathBuf, bytes: Bytes) -> Result<(), SyncError> {
 fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().expect("every file of an origin stands in a folder");
     fs::create_dir_all(dir)?;
-    remove_abandoned(dir)?;
     let mut file = tempfile::Builder::new();
     // A web server reads it, as another user.
     #[cfg(unix)]
@@ -148,6 +149,20 @@ fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.as_file().sync_data()?;
     file.persist(path)?;
     Ok(())
+}
+
+/// Removes what a killed process left where files of `manifest` are to be.
+async fn clean(folder: &Path, manifest: &Manifest) -> Result<(), SyncError> {
+    let paths = manifest.chunks().iter().map(|chunk| chunk_path(chunk.id));
+    let paths = paths.chain([manifest_path(manifest.id())]).map(|path| folder.join(path));
+    let dirs: BTreeSet<PathBuf> = paths.filter_map(|path| path.parent().map(Path::to_owned)).collect();
+    blocking(move || {
+        for path in dirs.into_iter().filter(|dir| dir.is_dir()) {
+            remove_abandoned(&path).map_err(|cause| SyncError::File { path, cause })?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Removes what a killed process left in `dir`.
