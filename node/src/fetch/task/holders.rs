@@ -110,6 +110,11 @@ impl Known {
         let unheard = self.listened.iter().filter(|(_, listened)| listened.heard.is_none());
         unheard.filter(|(peer, _)| !self.silent.contains_key(peer)).count()
     }
+
+    /// Whether somebody who had something of the model has fallen silent, and so may come back with it.
+    pub(super) fn somebody_is_away(&self) -> bool {
+        self.silent.values().any(|silence| silence.had_some)
+    }
 }
 
 impl Drop for Known {
@@ -283,13 +288,18 @@ impl Task {
 
     /// Somebody begins to want `model`: what failed before says nothing about now.
     pub(super) fn afresh(&mut self, model: ModelId) {
+        let now = Instant::now();
         self.schedule.afresh();
         let wanted = self.schedule.wanted(model) != 0;
         if let Some(known) = self.models.get_mut(&model) {
             // Those that were met are asked with the next look-up, which is due at once.
-            known.silent.clear();
             (known.looked, known.lost_since) = (None, None);
-            if !wanted {
+            if wanted {
+                // Others wait for those who may come back.
+                known.silent.retain(|_, silence| silence.had_some);
+                known.silent.values_mut().for_each(|silence| (silence.times, silence.until) = (0, now));
+            } else {
+                known.silent.clear();
                 known.seen = Bitmap::none(known.seen.len());
             }
         }

@@ -32,8 +32,8 @@ const TURNS_MAX: u32 = 4;
 /// An origin that did not have a chunk, or failed, is asked for it again after this.
 const AGAIN: Duration = Duration::from_secs(3);
 
-/// How long a wish that nobody has ever been seen to have is looked for: a node that has just started
-/// has yet to meet its peers.
+/// How long a wish is looked for that nobody has, or that those who have it do not give: a node that has just
+/// started has yet to meet its peers.
 const PATIENCE_UNSEEN: Duration = Duration::from_secs(8);
 
 /// The same, once the origins have said that they cannot give it either.
@@ -91,16 +91,17 @@ impl Task {
             if !looked || self.origins.asked.contains_key(&chunk.id) {
                 continue;
             }
-            let patience = match (known.seen.count(), &state.failure) {
-                (0, Some(_)) => PATIENCE_REFUSED,
-                (0, None) => PATIENCE_UNSEEN,
-                _ => self.origins.patience,
+            let patience = match &state.failure {
+                _ if known.somebody_is_away() => self.origins.patience,
+                Some(_) => PATIENCE_REFUSED,
+                None => PATIENCE_UNSEEN,
             };
             if state.since + patience <= now && (self.origins.all.is_empty() || state.failure.is_some()) {
                 let was_seen = known.manifest.position(chunk.id).is_some_and(|at| known.seen.contains(at));
+                let may_come = was_seen && known.somebody_is_away();
                 let error = match state.failure.take() {
                     Some(error @ SourceError::Failed { .. }) => error,
-                    _ if was_seen => SourceError::Gone(chunk.id),
+                    _ if may_come => SourceError::Gone(chunk.id),
                     _ => SourceError::Missing(chunk.id),
                 };
                 self.give_up(chunk.id, error, now);
