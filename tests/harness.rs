@@ -4,16 +4,21 @@
 //! that look at what a user cannot see. Both keep their data in a folder that goes with them.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::OnceLock,
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
 use surf_node::{Config, Node, config, members::Members};
 use tempfile::TempDir;
+
+/// The longest that a command may take. None needs a tenth of it, but on a machine that does other things.
+const COMMAND_MAX: Duration = Duration::from_secs(300);
 
 /// Nodes inside a test run models, and so start this program again.
 #[ctor::ctor(unsafe)]
@@ -144,13 +149,34 @@ impl Process {
     }
 
     /// Runs another command of the program against this node.
+    ///
+    /// # Panics
+    ///
+    /// If it has not ended after [`COMMAND_MAX`], with what it has said: a command that hangs fails one test, not all.
     pub fn run(&self, args: &[&str]) -> Output {
-        in_namespace(self.namespace.as_deref())
-            .args(["--json", "--rpc", self.rpc()])
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .expect("surf-node runs")
+        let mut command = in_namespace(self.namespace.as_deref());
+        command.args(["--json", "--rpc", self.rpc()]).args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("surf-node runs");
+        let stdout = read_all(child.stdout.take().expect("stdout is piped"));
+        let stderr = read_all(child.stderr.take().expect("stderr is piped"));
+        let begin = Instant::now();
+        let status = loop {
+            match child.try_wait().expect("the process can be waited for") {
+                Some(status) => break Some(status),
+                None if COMMAND_MAX < begin.elapsed() => break None,
+                None => std::thread::park_timeout(Duration::from_millis(5)),
+            }
+        };
+        if status.is_none() {
+            child.kill().and_then(|()| child.wait()).expect("the process can be killed");
+        }
+        let (stdout, stderr) = (stdout.join().expect("a reader"), stderr.join().expect("a reader"));
+        let Some(status) = status else {
+            let (out, err) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+            panic!("{args:?} has not ended after {COMMAND_MAX:?}: {err}{}", out.lines().last().unwrap_or_default());
+        };
+        Output { status, stdout, stderr }
     }
 
     /// The same, which must succeed. Returns the last line of its output.
@@ -198,6 +224,15 @@ impl Drop for Process {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// All that comes, read on a thread of its own.
+fn read_all(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut all = Vec::new();
+        from.read_to_end(&mut all).expect("a pipe can be read");
+        all
+    })
 }
 
 /// The program, to be run in a network namespace or in ours.
