@@ -6,13 +6,13 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use surf_node::{api::PublishRequest, node::NodeError};
+use surf_node::{Node, api::PublishRequest, node::NodeError};
 use surf_protocol::{Chunk, FileEntry, Manifest, ModelId, NodeId, manifest};
 use surf_sim::lab::{
     flood::{Flood, Manners, Wanted},
     rogue::{self, Manner, Rogue},
 };
-use surf_tests::{TestNode, start};
+use surf_tests::{TestNode, config, start};
 use tokio::sync::mpsc;
 
 async fn hostile(manner: Manner, bootstrap: &[String], manifest: Arc<Manifest>) -> Rogue {
@@ -41,7 +41,9 @@ async fn pulled_beside(manners: &[Manner]) -> (u64, u64) {
     for &manner in manners {
         enemies.push(hostile(manner, seed.node.listen(), Arc::clone(&manifest)).await);
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    while seed.node.peers().await.len() < manners.len() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let node = start(seed.node.listen(), 0).await;
     let model = model.to_string();
     let pull = node.node.pull(&model, mpsc::channel(1).0);
@@ -128,6 +130,25 @@ async fn a_manifest_that_is_wrong_about_sizes_is_refused_and_nobody_is_banned() 
     let pulled = victim.node.pull(&model.to_string(), mpsc::channel(1).0).await.unwrap();
     assert_eq!(pulled.fetched_bytes, pulled.bytes);
     assert!(pulled.sources.iter().any(|source| source.peer == seed.node.peer_id()), "{:?}", pulled.sources);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_is_wrong_about_sizes_is_refused_beside_an_origin_too() {
+    let (seed, model, _folder) = seed().await;
+    let honest = seed.node.store().manifest_of(model).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let origin = url::Url::from_directory_path(folder.path()).unwrap();
+    seed.node.origin_sync(&model.to_string(), origin.as_str(), mpsc::channel(1).0).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = config(dir.path(), &[], 0);
+    settings.fetch.origins = vec![origin];
+    let victim = Node::start(settings).await.unwrap();
+    let (forged, own) = forged(&honest, |size| size - 1);
+    victim.store().put(own).await.unwrap();
+    victim.store().put_manifest(&forged).await.unwrap();
+    let refused = victim.pull(&forged.id().to_string(), mpsc::channel(1).0).await;
+    let Err(NodeError::Invalid(why)) = refused else { panic!("{refused:?}") };
+    assert!(why.contains("is wrong about chunk"), "{why}");
 }
 
 /// Seconds that pulling `model` from `seed` takes.

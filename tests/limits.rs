@@ -47,8 +47,11 @@ async fn a_pull_is_as_fast_as_the_limits_of_both_sides_allow() {
     limit(&second, None, Some("64KiB"));
     let pulling = second.node.clone();
     let slow = tokio::spawn(async move { pulling.pull(&model, mpsc::channel(1).0).await.unwrap() });
-    sleep(Duration::from_secs(6)).await;
-    assert!(!slow.is_finished());
+    // For longer than what counts as a stall.
+    while second.node.peers().await.iter().map(|peer| peer.received).sum::<u64>() < 6 * 64 * 1024 {
+        sleep(Duration::from_millis(100)).await;
+        assert!(!slow.is_finished());
+    }
     let transfer = second.node.status().await.transfers.swap_remove(0).progress;
     assert_eq!(transfer.reason.as_deref(), Some("own_limit"), "{:?}", transfer.note);
     limit(&second, None, Some("none"));

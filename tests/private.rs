@@ -274,7 +274,12 @@ async fn an_outsider_gets_a_nonce_of_the_control_plane_and_nothing_else() {
             }
         };
         timeout(SOON, answered).await.expect("it tries");
-        sleep(Duration::from_secs(2)).await;
+        let failed = async {
+            while outsider.reachable().await.unwrap().unreached.is_empty() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, failed).await.expect("it fails");
         let [connections, bytes] = [0, 1].map(|at| counts[at].load(Ordering::SeqCst));
         assert!(bytes <= connections * NONCE_SIZE, "{bytes} bytes on {connections} connections");
         assert_eq!(outsider.connected(), 0);

@@ -163,25 +163,26 @@ impl Shares {
 }
 
 impl Working {
-    /// In `work` bytes, which are known to be enough for one token.
+    /// In `work` bytes. Fails if that is too little for one token and its sequence.
     pub(crate) fn new(shape: &Shape, widths: Widths, work: u64, threads: usize) -> Result<Self, EngineError> {
         let budget = MemoryBudget::new(work);
         let affordable = work / shape.cache.token_bytes().max(1);
         let keys = shape.context.min(usize::try_from(affordable).unwrap_or(usize::MAX)).max(1);
         let bytes = |rows| widths.pass_bytes(PassSize { rows, keys, threads });
-        // An encoder keeps nothing, so all may be a pass.
-        let half = if shape.cache.token_bytes() == 0 { work } else { work / 2 };
+        // An encoder keeps nothing, so all may be a pass. Others must have room to begin.
+        let beside = |tokens| work.saturating_sub(shape.cache.bytes(tokens));
+        let most = beside(first_step(shape));
+        let half = if shape.cache.token_bytes() == 0 { work } else { most.min(work / 2) };
         let rows = largest(PASS_TOKENS_MAX, |rows| bytes(rows) <= half);
         let several = widths.pass_bytes_with(PassSize { rows, keys, threads }, LOGITS_TOGETHER);
-        let roomy = if several <= half { budget.reserve(several) } else { None };
-        let pass = roomy.or_else(|| budget.reserve(bytes(rows))).or_else(|| {
-            // With few tokens, scores are few as well.
-            let bytes = widths.pass_bytes(PassSize { rows, keys: STEP, threads });
-            budget.reserve(bytes)
-        });
+        let reserve = |bytes, most| if bytes <= most { budget.reserve(bytes) } else { None };
+        // With few tokens, scores are few as well.
+        let short = widths.pass_bytes(PassSize { rows, keys: first_step(shape), threads });
+        let pass = reserve(several, half).or_else(|| reserve(bytes(rows), most));
+        let pass = pass.or_else(|| reserve(short, beside(1)));
         let pass = pass.ok_or_else(|| EngineError::TooWide {
             cause: format!("in config.json, {}", widths.cause(threads)),
-            needed: bytes(rows),
+            needed: short.saturating_add(work - beside(1)),
             allowed: work,
             memory: work,
         })?;
@@ -237,6 +238,11 @@ fn largest(most: usize, fits: impl Fn(usize) -> bool) -> usize {
         if fits(middle) { good = middle } else { bad = middle }
     }
     good
+}
+
+/// Tokens that a sequence of one has room for.
+fn first_step(shape: &Shape) -> usize {
+    stepped(1).min(shape.context.max(1))
 }
 
 /// Tokens that are reserved together for a sequence of `seen`: a quarter more, so that what grew is seldom

@@ -216,4 +216,13 @@ pub struct DialError {
     pub addr: String,
     /// What went wrong, in words.
     pub cause: String,
+    /// Whether there is a way, which may not carry chunks: asking again changes nothing.
+    pub barred: bool,
+}
+
+impl DialError {
+    /// The peer could not be reached at `addr` because of `cause`.
+    pub fn new(addr: impl ToString, cause: impl ToString) -> Self {
+        Self { addr: addr.to_string(), cause: cause.to_string(), barred: false }
+    }
 }

@@ -72,7 +72,8 @@ impl RequestError {
             Self::Refused(Refusal::NotHere) | Self::Unreadable(_) => Outcome::NotHere,
             Self::Refused(Refusal::Elsewhere) => Outcome::Elsewhere,
             Self::Refused(Refusal::Busy) => Outcome::Busy,
-            Self::Refused(Refusal::Failed | Refusal::Malformed | Refusal::Relayed) => Outcome::Refused,
+            Self::Refused(Refusal::Failed | Refusal::Malformed) => Outcome::Refused,
+            Self::Refused(Refusal::Relayed) | Self::Dial(DialError { barred: true, .. }) => Outcome::Barred,
             Self::Dial(_) => Outcome::Failed,
             // Whoever talks nonsense is avoided like one that talks nothing.
             Self::Stalled(_) | Self::Malformed(_) | Self::Unproven(_) => Outcome::Stalled,

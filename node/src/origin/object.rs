@@ -1,7 +1,7 @@
 //! Reads an origin: a folder, or a folder on a web server.
 //!
-//! What the other side sends is not trusted: a chunk of another size than the manifest's is refused before it
-//! is read, never more than the limit is kept, and chunks are hashed. Manifests are checked by the caller.
+//! What the other side sends is not trusted: never more than the limit is read, and chunks are hashed. One whose
+//! hash is right and whose size is not says that the manifest is wrong. Manifests are checked by the caller.
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use object_store::{
     ClientOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, RetryConfig, http::HttpBuilder,
     local::LocalFileSystem, path::Path,
 };
-use surf_protocol::{Chunk, ModelId, limits::MANIFEST_SIZE_MAX, manifest::ChunkEntry};
+use surf_protocol::{Chunk, ModelId, limits::{CHUNK_SIZE_MAX, MANIFEST_SIZE_MAX}, manifest::ChunkEntry};
 use tokio::task::spawn_blocking;
 use url::Url;
 
@@ -62,38 +62,8 @@ pub enum OpenError {
 struct WrongSize {
     what: String,
     found: u64,
-    expected: Size,
-}
-
-/// How many bytes an object may have.
-#[derive(Clone, Copy, Debug)]
-enum Size {
-    Exactly(u64),
-    AtMost(u64),
-}
-
-impl Size {
-    fn max(self) -> u64 {
-        match self {
-            Self::Exactly(size) | Self::AtMost(size) => size,
-        }
-    }
-
-    fn fits(self, size: u64) -> bool {
-        match self {
-            Self::Exactly(exactly) => size == exactly,
-            Self::AtMost(most) => size <= most,
-        }
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exactly(size) => write!(f, "{size}"),
-            Self::AtMost(size) => write!(f, "at most {size}"),
-        }
-    }
+    /// How many it has, in words.
+    expected: String,
 }
 
 impl Object {
@@ -127,16 +97,23 @@ impl Object {
     }
 
     async fn chunk(&self, chunk: ChunkEntry) -> Result<Option<Chunk>, SourceError> {
-        let size = Size::Exactly(chunk.size.into());
-        let Some(bytes) = self.read(&chunk_path(chunk.id), size).await? else { return Ok(None) };
+        let (path, size) = (chunk_path(chunk.id), u64::from(chunk.size));
+        let Some(bytes) = self.read(&path, CHUNK_SIZE_MAX as u64).await? else { return Ok(None) };
+        let found = bytes.len() as u64;
         let checked = spawn_blocking(move || Chunk::verify(chunk.id, bytes)).await;
-        let checked = checked.map_err(|error| self.failed(error))?;
-        checked.map(Some).map_err(|error| self.failed(error))
+        match checked.map_err(|error| self.failed(error))? {
+            // Of another size than the manifest says, it is still what was asked for: the manifest is wrong.
+            Ok(chunk) => Ok(Some(chunk)),
+            Err(_) if found != size => {
+                Err(self.failed(WrongSize { what: path, found, expected: size.to_string() }))
+            }
+            Err(error) => Err(self.failed(error)),
+        }
     }
 
-    async fn read(&self, path: &str, size: Size) -> Result<Option<Bytes>, SourceError> {
+    async fn read(&self, path: &str, most: u64) -> Result<Option<Bytes>, SourceError> {
         match self.objects.get(&Path::from(path)).await {
-            Ok(found) => read(found, path, size).await.map(Some).map_err(|error| self.failed(error)),
+            Ok(found) => read(found, path, most).await.map(Some).map_err(|error| self.failed(error)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.failed(Failure::from(error))),
         }
@@ -168,9 +145,7 @@ impl Origin for Object {
     }
 
     fn manifest(&self, model: ModelId) -> BoxFuture<'_, Result<Option<Bytes>, SourceError>> {
-        Box::pin(
-            async move { self.read(&manifest_path(model), Size::AtMost(MANIFEST_SIZE_MAX as u64)).await },
-        )
+        Box::pin(async move { self.read(&manifest_path(model), MANIFEST_SIZE_MAX as u64).await })
     }
 }
 
@@ -182,9 +157,9 @@ impl fmt::Debug for Object {
 
 type ReadError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn read(found: GetResult, path: &str, size: Size) -> Result<Bytes, ReadError> {
-    let wrong = |found| WrongSize { what: path.to_owned(), found, expected: size };
-    if !size.fits(found.meta.size) || found.range != (0..found.meta.size) {
+async fn read(found: GetResult, path: &str, most: u64) -> Result<Bytes, ReadError> {
+    let wrong = |found| WrongSize { what: path.to_owned(), found, expected: format!("at most {most}") };
+    if most < found.meta.size || found.range != (0..found.meta.size) {
         return Err(wrong(found.meta.size).into());
     }
     match found.payload {
@@ -195,7 +170,7 @@ async fn read(found: GetResult, path: &str, size: Size) -> Result<Bytes, ReadErr
             while let Some(piece) = pieces.next().await {
                 let piece = piece.map_err(Failure::from)?;
                 let total = bytes.len() as u64 + piece.len() as u64;
-                if size.max() < total {
+                if most < total {
                     return Err(wrong(total).into());
                 }
                 bytes.extend_from_slice(&piece);

@@ -130,16 +130,23 @@ async fn only_loopback_needs_no_token() {
     assert_eq!(error.to_string(), expected);
 }
 
-/// Routes that never end their answers, and tell when nobody waits for them any more; and `routes`.
+/// Routes that never end their answers, and tell when they are asked and when nobody waits for them any more; and
+/// `routes`.
 fn endless(dropped: mpsc::Sender<&'static str>, routes: Router<mpsc::Sender<&'static str>>) -> Router {
     struct Tell(mpsc::Sender<&'static str>, &'static str);
+    impl Tell {
+        fn begin(to: mpsc::Sender<&'static str>, route: &'static str) -> Self {
+            to.try_send("asked").unwrap();
+            Self(to, route)
+        }
+    }
     impl Drop for Tell {
         fn drop(&mut self) {
             self.0.try_send(self.1).unwrap();
         }
     }
     async fn stream(State(dropped): State<mpsc::Sender<&'static str>>) -> Body {
-        let tell = Tell(dropped, "stream");
+        let tell = Tell::begin(dropped, "stream");
         Body::from_stream(futures::stream::unfold((tell, false), async |(tell, started)| {
             if started {
                 std::future::pending::<()>().await;
@@ -148,7 +155,7 @@ fn endless(dropped: mpsc::Sender<&'static str>, routes: Router<mpsc::Sender<&'st
         }))
     }
     async fn silence(State(dropped): State<mpsc::Sender<&'static str>>) {
-        let _tell = Tell(dropped, "silence");
+        let _tell = Tell::begin(dropped, "silence");
         std::future::pending().await
     }
     routes.route("/stream", get(stream)).route("/silence", get(silence)).with_state(dropped)
@@ -162,12 +169,7 @@ async fn what_a_client_asked_for_ends_when_it_goes_away() {
         let mut stream = TcpStream::connect(server.addr).await.unwrap();
         let request = format!("GET /{route} HTTP/1.1\r\nhost: {}\r\n\r\n", server.addr);
         stream.write_all(request.as_bytes()).await.unwrap();
-        if route == "stream" {
-            let mut begun = [0; 12];
-            stream.read_exact(&mut begun).await.unwrap();
-        } else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        assert_eq!(ended.recv().await, Some("asked"));
         drop(stream);
         let told = tokio::time::timeout(Duration::from_secs(5), ended.recv()).await;
         assert_eq!(told, Ok(Some(route)));
@@ -176,12 +178,12 @@ async fn what_a_client_asked_for_ends_when_it_goes_away() {
 
 #[tokio::test]
 async fn stopping_waits_for_nobody_for_long() {
-    let (dropped, _ended) = mpsc::channel(2);
+    let (dropped, mut ended) = mpsc::channel(2);
     let mut server = server_with(None, endless(dropped, Router::new())).await;
     let mut stuck = TcpStream::connect(server.addr).await.unwrap();
     stuck.write_all(b"GET /silence HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     let _idle = TcpStream::connect(server.addr).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(ended.recv().await, Some("asked"));
     server.stop.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(10), &mut server.ended).await;
     ended.unwrap().unwrap();
@@ -245,11 +247,11 @@ async fn clients_that_drip_or_take_nothing_are_cut_off() {
 
 #[tokio::test]
 async fn a_stop_answers_what_cannot_be_done_any_more() {
-    let (dropped, _ended) = mpsc::channel(2);
+    let (dropped, mut ended) = mpsc::channel(2);
     let server = server_with(None, endless(dropped, Router::new())).await;
     let asking = ask(&server, "GET /silence HTTP/1.1\r\nhost: HOST", "");
     let stopping = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(ended.recv().await, Some("asked"));
         server.stop.cancel();
     };
     let ((status, body), ()) = tokio::join!(asking, stopping);

@@ -137,8 +137,8 @@ pub enum SourceError {
     /// Nobody who can be reached has it.
     #[error("nobody reachable holds chunk {0}")]
     Missing(ChunkId),
-    /// Somebody had it, and cannot be reached any more: they may come back.
-    #[error("nobody who had chunk {0} can be reached any more")]
+    /// Somebody has had it, and does not give it now: they may come back.
+    #[error("nobody who has had chunk {0} gives it now")]
     Gone(ChunkId),
     /// The manifest is wrong, whoever was asked: bytes with this hash have another size than it says.
     #[error("the manifest of {model} is wrong about chunk {id}: it says {says} bytes, and there are {is}")]

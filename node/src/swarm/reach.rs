@@ -211,6 +211,9 @@ pub(super) enum Unopened {
     /// There may be one in a moment: the peer is being dialled, or a way through the NAT opened.
     #[error("no connection yet")]
     NotYet,
+    /// There is a way, which may not carry chunks.
+    #[error("{0}")]
+    Barred(&'static str),
     /// There will be none.
     #[error("{0}")]
     Failed(String),
@@ -260,7 +263,7 @@ impl Task {
                 let early = Instant::now() < way.since + PUNCH_TIME;
                 match self.reach.carries(way.relay) {
                     _ if early => Unopened::NotYet,
-                    Err(why) if bulk => Unopened::Failed(why.to_owned()),
+                    Err(why) if bulk => Unopened::Barred(why),
                     Ok(()) | Err(_) => return self.swarm.behaviour_mut().reach.streams.open(peer, reply),
                 }
             }

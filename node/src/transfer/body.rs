@@ -39,7 +39,7 @@ pub(super) fn pieces(
         let mut reading = reading?;
         match reading.next().await {
             Ok(bytes) => bytes.map(|bytes| (Ok(bytes), Some(reading))),
-            Err(cause) => Some((Err(DialError { addr: reading.wire.addr(), cause }), None)),
+            Err(cause) => Some((Err(DialError::new(reading.wire.addr(), cause)), None)),
         }
     })
     .boxed()

@@ -91,7 +91,7 @@ impl Client {
         let link = self.pool.link(peer).await?;
         let addr = link.connection().remote_address();
         let asked = exchange(link, request, &self.pool.down).await;
-        asked.map_err(|cause| DialError { addr: addr.to_string(), cause: cause.to_string() })
+        asked.map_err(|cause| DialError::new(addr, cause))
     }
 
     async fn ask_either_way(
@@ -195,7 +195,7 @@ impl Pool {
     /// who wants another.
     async fn link(self: &Arc<Self>, peer: Peer) -> Result<Arc<Link>, DialError> {
         if let Err(unwanted) = self.peers.lets_in(peer.id) {
-            return Err(DialError { addr: peer.id.to_string(), cause: unwanted.to_string() });
+            return Err(DialError::new(peer.id, unwanted));
         }
         let attempt = {
             let mut slots = self.slots();
@@ -214,7 +214,7 @@ impl Pool {
             }
         };
         attempt.await.unwrap_or_else(|_| {
-            Err(DialError { addr: peer.id.to_string(), cause: "the node is stopping".to_owned() })
+            Err(DialError::new(peer.id, "the node is stopping"))
         })
     }
 
@@ -249,7 +249,7 @@ impl Pool {
         let alpn = proof::alpn(prover);
         let connection = dial::dial(&self.endpoint, &self.identity, peer, alpn, window).await?;
         let addr = connection.remote_address().to_string();
-        let failed = |cause: &dyn std::error::Error| DialError { addr, cause: cause.to_string() };
+        let failed = |cause: &dyn std::error::Error| DialError::new(addr, cause);
         if let Some(prover) = prover
             && let Err(error) = prover.introduce(&connection, peer.id).await
         {

@@ -36,7 +36,7 @@ pub(super) async fn dial(
     timeout(DIAL_TIME_MAX, racing).await.unwrap_or_else(|_| {
         let addrs: Vec<_> = peer.addrs.iter().map(SocketAddr::to_string).collect();
         let cause = format!("no answer within {} s", DIAL_TIME_MAX.as_secs());
-        Err(DialError { addr: addrs.join(", "), cause })
+        Err(DialError::new(addrs.join(", "), cause))
     })
 }
 
@@ -47,7 +47,7 @@ async fn race(
     alpn: &[u8],
     window: VarInt,
 ) -> Result<quinn::Connection, DialError> {
-    let mut failure = DialError { addr: "nowhere".to_owned(), cause: "no address is known".to_owned() };
+    let mut failure = DialError::new("nowhere", "no address is known");
     let mut rest = peer.addrs.iter().take(ADDRS_MAX);
     let mut running = FuturesUnordered::new();
     loop {
@@ -62,7 +62,7 @@ async fn race(
         tokio::select! {
             Some((addr, result)) = running.next() => match result {
                 Ok(connection) => return Ok(connection),
-                Err(cause) => failure = DialError { addr: addr.to_string(), cause: cause.to_string() },
+                Err(cause) => failure = DialError::new(addr, cause),
             },
             () = sleep_until(next), if rest.len() != 0 => {}
         }

@@ -110,7 +110,7 @@ impl Tunnels {
             }
         })?;
         let addr = format!("{peer} ({})", tunnelled.link.route);
-        let failed = |cause: String| DialError { addr: addr.clone(), cause };
+        let failed = |cause: String| DialError::new(&addr, cause);
         let passage = self.peers.passage(peer, Side::Dialled, tunnelled.link);
         let passage = passage.map_err(|unwanted| failed(unwanted.to_string()))?;
         let reading = Reading { stream: tunnelled.stream, passage, addr: addr.clone() };

@@ -186,5 +186,5 @@ impl Net {
 }
 
 pub(super) fn gone(node: usize) -> DialError {
-    DialError { addr: format!("node {node}"), cause: "it is gone".to_owned() }
+    DialError::new(format!("node {node}"), "it is gone")
 }

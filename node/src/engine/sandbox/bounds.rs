@@ -33,7 +33,7 @@ const LOAD_MEMORY_PER_BYTE: u64 = 32;
 const PATIENCE: u32 = 20;
 
 /// Bytes of an answer. A prompt is at most 4 MiB and its tokens have 4 bytes each; a vocabulary is no
-/// larger than the files that it is in, of which each has at most 128 MiB.
+/// larger than the files that it is in, of which each has at most 64 MiB.
 pub(super) const BODY_SIZE_MAX: u64 = 256 << 20;
 
 /// See the module.

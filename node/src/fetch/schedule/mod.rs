@@ -63,6 +63,8 @@ pub enum Outcome {
     Failed,
     /// The peer answered that it cannot give it.
     Refused,
+    /// There is a way to the peer, which may not carry chunks.
+    Barred,
     /// The peer sent nothing for too long.
     Stalled,
     /// The peer sent other bytes than those asked for.
@@ -206,7 +208,7 @@ impl Schedule {
 
     /// How `peer` is reached.
     pub fn reached(&mut self, peer: NodeId, link: Link, now: Instant) {
-        self.peer(peer, now).link = link;
+        self.peer(peer, now).reached(link);
     }
 
     /// So many bytes of a request have come by now, all in all.
@@ -244,7 +246,7 @@ impl Schedule {
                 }
             }
             Outcome::Lied => return self.lied(peer, now),
-            Outcome::Busy | Outcome::Failed | Outcome::Stalled | Outcome::Cancelled => (),
+            Outcome::Busy | Outcome::Barred | Outcome::Failed | Outcome::Stalled | Outcome::Cancelled => (),
         }
         Vec::new()
     }
@@ -256,6 +258,11 @@ impl Schedule {
         let idle = wants.filter(|want| want.flights.is_empty());
         let stranded = idle.filter(|want| self.holders(want).next().is_none());
         stranded.map(|want| (want.model, want.chunk)).collect()
+    }
+
+    /// Whether somebody says that it has the chunk at `position`, and may yet give it.
+    pub fn may_come(&self, model: ModelId, position: usize) -> bool {
+        self.claimants(model, position).any(|id| self.peers[&id].may_give())
     }
 
     /// How many peers are known to have each of the first `chunks` chunks of `model`.

@@ -30,6 +30,8 @@ pub(super) struct PeerState {
     /// Has delivered at least once.
     pub(super) proven: bool,
     pub(super) lied: bool,
+    /// The way to it may not carry chunks.
+    barred: bool,
     sample_since: Instant,
     sample_bytes: u64,
 }
@@ -50,6 +52,7 @@ impl PeerState {
             blacklisted_until: None,
             proven: false,
             lied: false,
+            barred: false,
             sample_since: now,
             sample_bytes: 0,
         }
@@ -77,7 +80,18 @@ impl PeerState {
 
     /// Whether it is expected to give what it says it has.
     pub(super) fn is_counted_on(&self) -> bool {
-        !self.lied && self.barren < FAILURES_COUNTED_ON_MAX
+        self.may_give() && self.barren < FAILURES_COUNTED_ON_MAX
+    }
+
+    /// Whether it would give what it has, if it could.
+    pub(super) fn may_give(&self) -> bool {
+        !self.lied && !self.barred
+    }
+
+    /// By which way it is reached.
+    pub(super) fn reached(&mut self, link: Link) {
+        self.link = link;
+        self.barred &= link.route == Route::Relayed;
     }
 
     /// It has said something, or there is a connection to it: it can be reached.
@@ -98,6 +112,7 @@ impl PeerState {
     /// Nothing counts against it any more, unless it has lied.
     pub(super) fn afresh(&mut self) {
         (self.failures, self.barren, self.stalls, self.unreached) = (0, 0, 0, false);
+        self.barred = false;
         (self.paused_until, self.blacklisted_until) = (None, None);
     }
 
@@ -161,6 +176,12 @@ impl PeerState {
             Outcome::Failed | Outcome::Refused | Outcome::Stalled if self.paused_until(now).is_some() => (),
             Outcome::Failed => self.pause(true, now),
             Outcome::Refused => self.pause(false, now),
+            Outcome::Barred => {
+                self.barred = true;
+                if self.paused_until(now).is_none() {
+                    self.pause(false, now);
+                }
+            }
             Outcome::Stalled => {
                 self.pause(true, now);
                 let growth = 2u32.saturating_pow(self.stalls.min(16));

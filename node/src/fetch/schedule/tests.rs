@@ -271,6 +271,21 @@ async fn requests_that_fail_together_are_one_failure() {
 }
 
 #[tokio::test]
+async fn who_may_give_nothing_on_the_way_there_is_is_not_waited_for() {
+    let now = Instant::now();
+    let mut schedule = wanting(1, &[A], now);
+    let assignment = schedule.assign(now).unwrap();
+    assert!(schedule.may_come(model(), 0));
+    end(&mut schedule, &assignment, Outcome::Barred, now);
+    assert_eq!(schedule.stranded(now).len(), 1);
+    let link = |route| Link { route, rtt: Duration::from_millis(1) };
+    schedule.reached(A, link(Route::Relayed), now);
+    assert!(!schedule.may_come(model(), 0));
+    schedule.reached(A, link(Route::Punched), now);
+    assert!(schedule.may_come(model(), 0) && schedule.stranded(now).is_empty());
+}
+
+#[tokio::test]
 async fn what_a_peer_does_not_have_is_asked_of_others() {
     let now = Instant::now();
     let mut schedule = wanting(1, &[A], now);

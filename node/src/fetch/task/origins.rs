@@ -91,14 +91,17 @@ impl Task {
             if !looked || self.origins.asked.contains_key(&chunk.id) {
                 continue;
             }
+            let position = known.manifest.position(chunk.id);
+            let may_come = position.is_some_and(|at| {
+                let had = known.seen.contains(at) && known.somebody_is_away();
+                had || self.schedule.may_come(model, at)
+            });
             let patience = match &state.failure {
-                _ if known.somebody_is_away() => self.origins.patience,
+                _ if may_come => self.origins.patience,
                 Some(_) => PATIENCE_REFUSED,
                 None => PATIENCE_UNSEEN,
             };
             if state.since + patience <= now && (self.origins.all.is_empty() || state.failure.is_some()) {
-                let was_seen = known.manifest.position(chunk.id).is_some_and(|at| known.seen.contains(at));
-                let may_come = was_seen && known.somebody_is_away();
                 let error = match state.failure.take() {
                     Some(error @ SourceError::Failed { .. }) => error,
                     _ if may_come => SourceError::Gone(chunk.id),

@@ -15,7 +15,7 @@ use crate::{
 
 /// Bytes of a file that the engine reads whole: tokenizer, templates, metadata. The largest tokenizers have
 /// some 35 MB.
-const FILE_SIZE_MAX: u64 = 128 << 20;
+const FILE_SIZE_MAX: u64 = 64 << 20;
 
 /// Bytes of a file that only configures something. It becomes some sixteen times as much in memory.
 const CONFIG_SIZE_MAX: u64 = 4 << 20;
@@ -55,7 +55,10 @@ impl surf_chunker::Files for Remote {
 }
 
 /// What the engine reads of a model.
-pub(super) async fn all(source: &dyn ModelSource, checkpoint: &Checkpoint) -> Result<Files, NodeError> {
+pub(super) async fn all(
+    source: &dyn ModelSource,
+    checkpoint: &Arc<Checkpoint>,
+) -> Result<Files, NodeError> {
     let manifest = checkpoint.manifest();
     let mut files = Files::default();
     for name in Files::WANTED {
@@ -69,7 +72,7 @@ pub(super) async fn all(source: &dyn ModelSource, checkpoint: &Checkpoint) -> Re
             files.0.insert(name.to_owned(), bytes);
         }
     }
-    add_gguf(source, checkpoint, &mut files).await?;
+    files = with_gguf(source, checkpoint, files).await?;
     for name in files.named() {
         if let Some(bytes) = read(source, manifest, &name).await? {
             files.0.insert(name, bytes);
@@ -78,14 +81,14 @@ pub(super) async fn all(source: &dyn ModelSource, checkpoint: &Checkpoint) -> Re
     Ok(files)
 }
 
-/// What a GGUF file says about the model, if it is in one.
-async fn add_gguf(
+/// `files` with what a GGUF file says about the model, if it is in one.
+async fn with_gguf(
     source: &dyn ModelSource,
-    checkpoint: &Checkpoint,
-    files: &mut Files,
-) -> Result<(), NodeError> {
+    checkpoint: &Arc<Checkpoint>,
+    mut files: Files,
+) -> Result<Files, NodeError> {
     let manifest = checkpoint.manifest();
-    let Some(wanted) = Files::wanted_of_gguf(checkpoint) else { return Ok(()) };
+    let Some(wanted) = Files::wanted_of_gguf(checkpoint) else { return Ok(files) };
     if FILE_SIZE_MAX < wanted.head {
         let why =
             format!("the metadata of {} has {} bytes; {FILE_SIZE_MAX} are read", manifest.id(), wanted.head);
@@ -99,7 +102,13 @@ async fn add_gguf(
             tensors.push((name, bytes_of(source, manifest, tensor.file, range).await?.to_vec()));
         }
     }
-    Ok(files.add_gguf(checkpoint, wanted.file, &head, &tensors)?)
+    let checkpoint = Arc::clone(checkpoint);
+    // A vocabulary takes a while to read.
+    let adding = spawn_blocking(move || {
+        files.add_gguf(&checkpoint, wanted.file, &head, &tensors)?;
+        Ok(files)
+    });
+    adding.await.map_err(|error| NodeError::Failed(error.to_string()))?
 }
 
 /// Some bytes of the file at position `file`.
@@ -109,7 +118,7 @@ async fn bytes_of(
     file: u32,
     range: Range<u64>,
 ) -> Result<Bytes, NodeError> {
-    let mut bytes = BytesMut::new();
+    let mut bytes = BytesMut::with_capacity((range.end - range.start).min(FILE_SIZE_MAX) as usize);
     for piece in manifest.pieces(file, range) {
         let chunk = source.chunk(piece.chunk, Urgency::Deadline(0)).await?;
         bytes.extend_from_slice(&chunk.bytes()[piece.range.start as usize..piece.range.end as usize]);
@@ -125,7 +134,7 @@ async fn read(source: &dyn ModelSource, manifest: &Manifest, name: &str) -> Resu
         let why = format!("{name} of {} has {} bytes; {most} are read", manifest.id(), file.size);
         return Err(NodeError::Invalid(why));
     }
-    let mut bytes = BytesMut::new();
+    let mut bytes = BytesMut::with_capacity(file.size as usize);
     for &chunk in &file.chunks {
         bytes.extend_from_slice(source.chunk(chunk, Urgency::Deadline(0)).await?.bytes());
     }

@@ -116,18 +116,21 @@ async fn other_bytes_under_the_same_stamp_are_not_served() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_truncated_while_it_is_served_is_an_absence() {
     let Published { dir: _dir, path, chunks, store, .. } = published().await;
+    let (begun, begin) = tokio::sync::oneshot::channel();
     let serving = tokio::spawn({
         let (store, chunks) = (store.clone(), chunks.clone());
+        let mut begun = Some(begun);
         async move {
             let mut served = 0;
             while let Some(bytes) = store.serve(chunks[served % 4].id()).await.unwrap() {
                 assert_eq!(bytes, chunks[served % 4].bytes());
                 served += 1;
+                begun.take().into_iter().for_each(|begun| begun.send(()).unwrap());
             }
             served
         }
     });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    begin.await.unwrap();
     fs::File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
     assert!(0 < serving.await.unwrap());
     assert_eq!(store.usage().chunks, 0);

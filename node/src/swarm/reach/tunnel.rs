@@ -22,7 +22,7 @@ const AGAIN_MAX: Duration = Duration::from_secs(1);
 impl Tunnel for Handle {
     fn open(&self, peer: NodeId, bulk: bool) -> BoxFuture<'_, Result<Tunnelled, DialError>> {
         Box::pin(async move {
-            let failed = |cause: String| DialError { addr: peer.to_string(), cause };
+            let failed = |cause: String| DialError::new(peer, cause);
             let until = Instant::now() + OPEN_TIME_MAX;
             let mut pause = AGAIN;
             loop {
@@ -37,7 +37,10 @@ impl Tunnel for Handle {
                         sleep(pause).await;
                         pause = (pause * 2).min(AGAIN_MAX);
                     }
-                    Ok(Ok(Err(unopened))) => return Err(failed(unopened.to_string())),
+                    Ok(Ok(Err(unopened))) => {
+                        let barred = matches!(unopened, Unopened::Barred(_));
+                        return Err(DialError { barred, ..failed(unopened.to_string()) });
+                    }
                     Ok(Err(_)) => return Err(failed("the connection was closed".to_owned())),
                     Err(_) => {
                         let cause = format!("no stream within {} s", OPEN_TIME_MAX.as_secs());

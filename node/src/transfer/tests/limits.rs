@@ -27,8 +27,13 @@ async fn an_upload_limit_holds_for_all_peers_together_and_can_be_raised() {
 
     // What would take minutes is over soon when the limit goes.
     server.limits().up.set(Some(32 * 1024));
-    let slow = tokio::spawn(async move { timed(&first, &peer, &chunks[2]).await });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = first.stats()[0].received;
+    let first = Arc::new(first);
+    let asking = Arc::clone(&first);
+    let slow = tokio::spawn(async move { timed(&asking, &peer, &chunks[2]).await });
+    while first.stats()[0].received <= before {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     assert!(!slow.is_finished());
     server.limits().up.set(None);
     timeout(SOON, slow).await.expect("in time").unwrap();
