@@ -174,7 +174,10 @@ impl Process {
         let (stdout, stderr) = (stdout.join().expect("a reader"), stderr.join().expect("a reader"));
         let Some(status) = status else {
             let (out, err) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-            panic!("{args:?} has not ended after {COMMAND_MAX:?}: {err}{}", out.lines().last().unwrap_or_default());
+            panic!(
+                "{args:?} has not ended after {COMMAND_MAX:?}: {err}{}",
+                out.lines().last().unwrap_or_default()
+            );
         };
         Output { status, stdout, stderr }
     }

@@ -11,7 +11,11 @@ use object_store::{
     ClientOptions, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, RetryConfig, http::HttpBuilder,
     local::LocalFileSystem, path::Path,
 };
-use surf_protocol::{Chunk, ModelId, limits::{CHUNK_SIZE_MAX, MANIFEST_SIZE_MAX}, manifest::ChunkEntry};
+use surf_protocol::{
+    Chunk, ModelId,
+    limits::{CHUNK_SIZE_MAX, MANIFEST_SIZE_MAX},
+    manifest::ChunkEntry,
+};
 use tokio::task::spawn_blocking;
 use url::Url;
 

@@ -1,15 +1,19 @@
 //! What one peer may have outstanding here, over all its connections.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use surf_protocol::wire::Refusal;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until},
+};
 
 use super::limits::{
-    OUTSTANDING_PER_PEER, SMALL_FIRST, SMALL_MAX, TOLD_PER_PEER_MAX, WAITING_PER_PEER, WAITING_TIME_MAX,
+    OUTSTANDING_PER_PEER, REFUSAL_PACE, REFUSALS_AT_ONCE, SMALL_FIRST, SMALL_MAX, TOLD_PER_PEER_MAX,
+    WAITING_PER_PEER, WAITING_TIME_MAX,
 };
 
 /// How much a peer may have outstanding, over all its connections.
@@ -24,6 +28,8 @@ pub(super) struct Budget {
     took_small: AtomicBool,
     /// Models of which it listens to what is here.
     told: Arc<Semaphore>,
+    /// When it would have been told its last refusal, had none been told at once.
+    refused: Mutex<Option<Instant>>,
 }
 
 /// Bytes per permit: semaphores count in `u32`.
@@ -41,6 +47,7 @@ impl Default for Budget {
             small: Arc::new(Semaphore::new(SMALL_FIRST)),
             took_small: AtomicBool::new(false),
             told: Arc::new(Semaphore::new(TOLD_PER_PEER_MAX)),
+            refused: Mutex::default(),
         }
     }
 }
@@ -71,6 +78,21 @@ impl Budget {
     /// Room for telling it what is here of one more model.
     pub(super) fn tell(&self) -> Result<OwnedSemaphorePermit, TooMuch> {
         Arc::clone(&self.told).try_acquire_owned().map_err(|_| TooMuch)
+    }
+
+    /// Waits until the peer may be told `refusal`. That somebody else has just got a chunk is told at once: it says
+    /// where to ask.
+    pub(super) async fn may_be_told(&self, refusal: Refusal) {
+        if refusal == Refusal::Elsewhere {
+            return;
+        }
+        let at = {
+            let mut refused = self.refused.lock().expect("no panics while held");
+            let next = refused.map_or_else(Instant::now, |last| last.max(Instant::now())) + REFUSAL_PACE;
+            *refused = Some(next);
+            next
+        };
+        sleep_until(at - REFUSAL_PACE * REFUSALS_AT_ONCE).await;
     }
 
     /// Gives back what `permit` has too much for `bytes`.
@@ -124,6 +146,8 @@ impl Drop for Waits<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -144,6 +168,26 @@ mod tests {
         assert!(served.into_iter().all(|served| served.unwrap()));
         let _all = budget.take(10 * UNIT).await.unwrap();
         assert!(budget.take(1).await.is_err(), "waits, but not forever");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_again_and_again_is_refused_at_leisure() {
+        let (budget, begin) = (Budget::default(), Instant::now());
+        for _ in 0..REFUSALS_AT_ONCE {
+            budget.may_be_told(Refusal::Busy).await;
+        }
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        for _ in 0..10 {
+            budget.may_be_told(Refusal::NotHere).await;
+        }
+        assert!(10 * REFUSAL_PACE <= begin.elapsed() + Duration::from_millis(10), "{:?}", begin.elapsed());
+        budget.may_be_told(Refusal::Elsewhere).await;
+        let waited = begin.elapsed();
+        assert!(waited < 11 * REFUSAL_PACE, "{waited:?}");
+        tokio::time::sleep(REFUSAL_PACE * REFUSALS_AT_ONCE).await;
+        let quiet = Instant::now();
+        budget.may_be_told(Refusal::Busy).await;
+        assert_eq!(quiet.elapsed(), Duration::ZERO, "it has been quiet for a while");
     }
 
     #[tokio::test(start_paused = true)]

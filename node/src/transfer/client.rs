@@ -213,9 +213,7 @@ impl Pool {
                 }
             }
         };
-        attempt.await.unwrap_or_else(|_| {
-            Err(DialError::new(peer.id, "the node is stopping"))
-        })
+        attempt.await.unwrap_or_else(|_| Err(DialError::new(peer.id, "the node is stopping")))
     }
 
     fn is_open(&self, peer: NodeId) -> bool {

@@ -46,7 +46,7 @@ pub(super) const TURN_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Bytes of bodies that are held while they are sent, for all peers together: room for the largest manifest beside
 /// as many chunks as a fast line has under way.
-pub(super) const BODIES_MAX: usize = 128 * 1024 * 1024;
+pub(super) const BODIES_MAX: usize = 96 * 1024 * 1024;
 
 /// How long a request waits for such room before it is told to ask again.
 pub(super) const BODY_TIME_MAX: Duration = Duration::from_secs(5);
@@ -60,6 +60,11 @@ pub(super) const SMALL_MAX: usize = STREAMS_PER_PEER_MAX as usize;
 
 /// Models of which a peer may listen at a time to what is here: each is a bitmap here, and a frame on its way.
 pub(super) const TOLD_PER_PEER_MAX: usize = 32;
+
+/// Refusals that a peer is told at once, and how far apart the rest are: whoever asks again and again for what it is
+/// refused would keep us busy with saying so.
+pub(super) const REFUSALS_AT_ONCE: u32 = 16;
+pub(super) const REFUSAL_PACE: Duration = Duration::from_millis(100);
 
 /// A connection that has been of no use for this long makes room for a new one, where there are too many.
 pub(super) const USELESS: Duration = Duration::from_secs(5);

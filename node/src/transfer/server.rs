@@ -216,8 +216,15 @@ impl Server {
         if let Ok(Request::Have(model)) = wire::decode_request(&bytes) {
             return self.tell(model, &registered.budget, &mut send).await;
         }
+        let answered = async {
+            let answered = self.answer(&bytes, registered.id, &registered.budget).await;
+            if let Err(refusal) = answered {
+                registered.budget.may_be_told(refusal).await;
+            }
+            answered
+        };
         let answered = tokio::select! {
-            answered = self.answer(&bytes, registered.id, &registered.budget) => answered,
+            answered = answered => answered,
             // Whoever waits for a turn leaves the queue.
             _ = send.stopped() => return,
         };
@@ -251,6 +258,9 @@ impl Server {
             Ok(_) => found(telling.next().await),
             Err(TooMuch) => Err(Refusal::Busy),
         };
+        if let Err(refusal) = first {
+            budget.may_be_told(refusal).await;
+        }
         let reply = first
             .as_ref()
             .map_or_else(|refusal| Reply::Refused(*refusal), |_| Reply::Found { size: wire::ENDLESS });
@@ -365,7 +375,7 @@ impl Server {
             let done = timeout(pace, &mut writing).await;
             let now = (progress.written(), left());
             if let Some((turn, metered)) = &metered {
-                turn.sent(metered.since(now.1));
+                turn.sent(metered.since(now.1, now.0));
                 if progress.is_held() {
                     turn.held();
                 }

@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -109,7 +112,8 @@ impl Drop for Turn {
 /// What leaves on one connection, however many streams it has.
 ///
 /// QUIC does not tell what of one stream was taken, only what has left on all of them. So each stream
-/// counts what has left since any of them last looked, and together they count everything once.
+/// counts what has left since any of them last looked, and together they count everything once. What leaves is more
+/// than bodies: refusals and acknowledgements are no progress, so no more counts than was written.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     state: Mutex<Measured>,
@@ -119,6 +123,8 @@ pub(super) struct Meter {
 struct Measured {
     bytes: u64,
     streams: usize,
+    /// Bytes that were written and have not been counted as having left.
+    unsent: u64,
 }
 
 /// Bytes that are no progress: what it takes to keep a connection alive.
@@ -129,10 +135,10 @@ impl Meter {
     pub(super) fn begin(&self, total: u64) -> Metered<'_> {
         let mut state = self.state();
         if state.streams == 0 {
-            state.bytes = total;
+            (state.bytes, state.unsent) = (total, 0);
         }
         state.streams += 1;
-        Metered { meter: self }
+        Metered { meter: self, written: AtomicU64::new(0) }
     }
 
     fn state(&self) -> MutexGuard<'_, Measured> {
@@ -144,17 +150,23 @@ impl Meter {
 #[derive(Debug)]
 pub(super) struct Metered<'a> {
     meter: &'a Meter,
+    /// Bytes that were written on it.
+    written: AtomicU64,
 }
 
 impl Metered<'_> {
-    /// What has left since somebody last looked, if it is worth counting; `total` bytes have left so far.
-    pub(super) fn since(&self, total: u64) -> u64 {
+    /// What has left since somebody last looked, if it is worth counting. `total` bytes have left so far, and `written`
+    /// were written on this stream.
+    pub(super) fn since(&self, total: u64, written: u64) -> u64 {
         let mut state = self.meter.state();
+        state.unsent += written.saturating_sub(self.written.swap(written, Ordering::Relaxed));
         let bytes = total.saturating_sub(state.bytes);
         if bytes < NOISE {
             return 0;
         }
         state.bytes = total;
+        let bytes = bytes.min(state.unsent);
+        state.unsent -= bytes;
         bytes
     }
 }
@@ -225,13 +237,18 @@ mod tests {
 
     #[test]
     fn streams_of_a_connection_count_everything_once() {
+        const MIB: u64 = 1 << 20;
         let meter = Meter::default();
         let first = meter.begin(1_000_000);
         let second = meter.begin(1_000_000);
-        assert_eq!((first.since(1_100_000), second.since(1_100_000)), (100_000, 0));
-        assert_eq!((second.since(1_103_000), first.since(1_105_000)), (0, 5_000));
+        assert_eq!((first.since(1_100_000, MIB), second.since(1_100_000, MIB)), (100_000, 0));
+        assert_eq!((second.since(1_103_000, MIB), first.since(1_105_000, MIB)), (0, 5_000));
         drop((first, second));
         // What leaves while nobody is served is not counted.
-        assert_eq!(meter.begin(9_000_000).since(9_010_000), 10_000);
+        assert_eq!(meter.begin(9_000_000).since(9_010_000, MIB), 10_000);
+        // Nor is what was never written: refusals leave as well.
+        let stream = meter.begin(9_010_000);
+        assert_eq!((stream.since(9_110_000, 2048), stream.since(9_210_000, 2048)), (2048, 0));
+        assert_eq!(stream.since(9_310_000, 10_000), 10_000 - 2048);
     }
 }

@@ -55,10 +55,7 @@ impl surf_chunker::Files for Remote {
 }
 
 /// What the engine reads of a model.
-pub(super) async fn all(
-    source: &dyn ModelSource,
-    checkpoint: &Arc<Checkpoint>,
-) -> Result<Files, NodeError> {
+pub(super) async fn all(source: &dyn ModelSource, checkpoint: &Arc<Checkpoint>) -> Result<Files, NodeError> {
     let manifest = checkpoint.manifest();
     let mut files = Files::default();
     for name in Files::WANTED {

@@ -153,8 +153,8 @@ fn listen(
         let (node, model) = (node.clone(), model.clone());
         let scored = request.logprobs.is_some();
         let prompt = match &request.prompt {
-            Prompt::Text(text) => Some(text.clone()),
-            Prompt::Tokens(_) | Prompt::Chat(_) => None,
+            Prompt::Text(text) if request.echo => Some(text.clone()),
+            Prompt::Text(_) | Prompt::Tokens(_) | Prompt::Chat(_) => None,
         };
         let started = async move { node.generate(&model, request).await.map_err(ApiError::from) };
         started
@@ -166,7 +166,7 @@ fn listen(
 }
 
 /// What is told about choice `index`. `scored`: whether probabilities were asked for. `prompt`: the
-/// prompt, if it is text.
+/// prompt, if it is text and is to be given back.
 fn choice(
     index: usize,
     generation: Generation,

@@ -68,6 +68,9 @@ impl Server {
             // What was not understood is refused there.
             _other => self.answer(&bytes, passage.id, &passage.budget).await,
         };
+        if let Err(refusal) = answered {
+            passage.budget.may_be_told(refusal).await;
+        }
         let (reply, body, turn, room) = match answered {
             Ok(Answer { body, turn, room }) => {
                 (Reply::Found { size: body.len() as u64 }, body, turn, Some(room))
@@ -94,6 +97,9 @@ impl Server {
             Ok(_) => found(telling.next().await),
             Err(TooMuch) => Err(Refusal::Busy),
         };
+        if let Err(refusal) = first {
+            passage.budget.may_be_told(refusal).await;
+        }
         let reply = match &first {
             Ok(_) => Reply::Found { size: wire::ENDLESS },
             Err(refusal) => Reply::Refused(*refusal),
