@@ -47,13 +47,21 @@ async fn a_pull_is_as_fast_as_the_limits_of_both_sides_allow() {
     limit(&second, None, Some("64KiB"));
     let pulling = second.node.clone();
     let slow = tokio::spawn(async move { pulling.pull(&model, mpsc::channel(1).0).await.unwrap() });
+    let reason = async || second.node.status().await.transfers.pop()?.progress.reason;
+    let held = async {
+        while reason().await.as_deref() != Some("own_limit") {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), held).await.expect("it says why it is slow");
     // For longer than what counts as a stall.
-    while second.node.peers().await.iter().map(|peer| peer.received).sum::<u64>() < 6 * 64 * 1024 {
+    let received = async || second.node.peers().await.iter().map(|peer| peer.received).sum::<u64>();
+    let before = received().await;
+    while received().await < before + 4 * 64 * 1024 {
         sleep(Duration::from_millis(100)).await;
         assert!(!slow.is_finished());
     }
-    let transfer = second.node.status().await.transfers.swap_remove(0).progress;
-    assert_eq!(transfer.reason.as_deref(), Some("own_limit"), "{:?}", transfer.note);
+    assert_eq!(reason().await.as_deref(), Some("own_limit"));
     limit(&second, None, Some("none"));
     let pulled = timeout(Duration::from_secs(30), slow).await.expect("in time").unwrap();
     // It was longer than what counts as a stall, and still nobody was given up.
