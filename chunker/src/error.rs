@@ -20,7 +20,7 @@ const _: () = assert!(HEADER_SIZE_MAX > CHUNK_SIZE_MAX as u64, "headers may take
 #[derive(Debug, thiserror::Error)]
 pub enum CutError {
     /// The system refused.
-    #[error("cannot read {path:?}")]
+    #[error("cannot read {path:?}: {source}")]
     Io {
         /// What was to be read.
         path: PathBuf,
@@ -82,7 +82,7 @@ pub enum CutError {
         file: PathBuf,
     },
     /// Whoever takes the chunks could not take one.
-    #[error("a chunk of {file:?} could not be taken")]
+    #[error("a chunk of {file:?} could not be kept: {source}")]
     Sink {
         /// The file.
         file: PathBuf,

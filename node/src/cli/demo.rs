@@ -136,7 +136,7 @@ struct Told {
 
 fn show(output: &Output, told: &Told, names: &BTreeMap<String, &str>) -> Result<(), CliError> {
     let mut came: BTreeMap<&str, u64> = BTreeMap::new();
-    let (mut last, mut block_0) = (0, None);
+    let (mut last, mut layer_0) = (0, None);
     for entry in &told.journal {
         match &entry.event {
             journal::Event::ChunkArrived { bytes, from, .. }
@@ -145,7 +145,7 @@ fn show(output: &Output, told: &Told, names: &BTreeMap<String, &str>) -> Result<
                 last = entry.at_us;
             }
             journal::Event::GroupComputed { group, .. } if group == "layer 0" => {
-                block_0.get_or_insert(entry.at_us);
+                layer_0.get_or_insert(entry.at_us);
             }
             _ => (),
         }
@@ -157,12 +157,12 @@ fn show(output: &Output, told: &Told, names: &BTreeMap<String, &str>) -> Result<
             sources.iter().map(|(peer, bytes)| json!({"peer": peer, "bytes": bytes})).collect();
         return output.object(&json!({
             "event": "done", "ttft_ms": told.first_ms, "sources": sources, "cache": told.cache,
-            "block_0_computed_us": block_0, "last_chunk_arrived_us": last,
+            "layer_0_computed_us": layer_0, "last_chunk_arrived_us": last,
         }));
     }
     let mut text = format!("First token after {}.\n", human::seconds(told.first_ms / 1e3));
-    if let Some(block_0) = block_0.filter(|&at| at < last) {
-        let ahead = human::seconds((last - block_0) as f64 / 1e6);
+    if let Some(layer_0) = layer_0.filter(|&at| at < last) {
+        let ahead = human::seconds((last - layer_0) as f64 / 1e6);
         text.push_str(&format!("Block 0 was computed {ahead} before the last chunk arrived.\n"));
     }
     text.push_str("\nWhere the bytes came from:\n");

@@ -55,7 +55,10 @@ pub(super) async fn check(engine: &Engine, expected: &[u8], tolerance: f32) -> R
     }
     let expected = Expected::read(expected)?;
     if matches!(engine.shape.kind, Kind::Encoder { .. }) != (expected.what == What::HiddenState) {
-        return Err(wrong(expected.what.name(), "are not what the model computes"));
+        let name = expected.what.name();
+        return Err(EngineError::Request(format!(
+            "the record is of {name}, which this model does not compute"
+        )));
     }
     let (mut pairs, mut pooled, mut width) = (Pairs::default(), Pairs::default(), 0);
     let mut recorded = expected.values.as_slice();

@@ -17,7 +17,7 @@ use tokio::{runtime, task::spawn_blocking};
 use super::export;
 use crate::{
     api::{Amount, PublishRequest, Published},
-    store::{Store, StoreError},
+    store::{Lease, Store, StoreError},
 };
 
 /// Why a folder could not be published.
@@ -82,7 +82,8 @@ pub async fn folder(
         done: AtomicU64::new(0),
         kept: Mutex::default(),
     };
-    let Cut { manifest, places, copied, fault } =
+    // What was copied stays at least until the model that it is of is known.
+    let Cut { manifest, places, copied, fault, _leases } =
         spawn_blocking(move || cutting.cut(&path, &options)).await.map_err(|_| PublishError::Stopped)??;
     name_is_free(store, request, manifest.id())?;
     store.share_manifest(Arc::clone(&manifest)).await?;
@@ -140,8 +141,18 @@ struct Cutting<P> {
     copy_to: Option<(Store, runtime::Handle)>,
     progress: P,
     done: AtomicU64,
-    /// Chunks copied that were not here before, and their bytes.
-    kept: Mutex<(HashSet<ChunkId>, u64)>,
+    kept: Mutex<Kept>,
+}
+
+/// What was copied.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Chunks that were not here before.
+    new: HashSet<ChunkId>,
+    /// Their bytes.
+    bytes: u64,
+    /// None of what was copied makes room for the rest.
+    leases: Vec<Lease>,
 }
 
 /// What came of it.
@@ -153,6 +164,7 @@ struct Cut {
     copied: (usize, u64),
     /// Why the model cannot be run.
     fault: Option<String>,
+    _leases: Vec<Lease>,
 }
 
 impl<P: Fn(Amount) + Send + Sync> Cutting<P> {
@@ -167,9 +179,9 @@ impl<P: Fn(Amount) + Send + Sync> Cutting<P> {
         let files = manifest.files().iter().zip(0..);
         let places = files.filter_map(|(file, at)| Some((at, (*real.get(file.path.as_str())?).clone())));
         let places = places.collect();
-        let (chunks, bytes) = self.kept.into_inner().expect("no panics while held");
+        let Kept { new, bytes, leases } = self.kept.into_inner().expect("no panics while held");
         let fault = checkpoint.fault().map(str::to_owned);
-        Ok(Cut { manifest, places, copied: (chunks.len(), bytes), fault })
+        Ok(Cut { manifest, places, copied: (new.len(), bytes), fault, _leases: leases })
     }
 }
 
@@ -181,12 +193,15 @@ struct Counted<'a, P> {
 impl<P: Fn(Amount) + Send + Sync> Sink for Counted<'_, P> {
     fn chunk(&self, chunk: &Chunk, _: &Path, _: u64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let size = chunk.bytes().len() as u64;
-        if let Some((store, runtime)) = &self.cutting.copy_to
-            && runtime.block_on(store.put(chunk.clone()))?
-        {
+        if let Some((store, runtime)) = &self.cutting.copy_to {
+            let lease = store.lease([chunk.id()]);
+            let is_new = runtime.block_on(store.put(chunk.clone()))?;
             let mut kept = self.cutting.kept.lock().expect("no panics while held");
-            kept.0.insert(chunk.id());
-            kept.1 += size;
+            kept.leases.push(lease);
+            if is_new {
+                kept.new.insert(chunk.id());
+                kept.bytes += size;
+            }
         }
         let bytes = self.cutting.done.fetch_add(size, Ordering::Relaxed) + size;
         (self.cutting.progress)(Amount { bytes, total: self.total });

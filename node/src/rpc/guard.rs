@@ -48,7 +48,10 @@ impl Guard {
             None => false,
         };
         if self.token.is_some() && !known && !OPEN_ROUTES.contains(&path) {
-            let message = "this node asks for a token: send it as `Authorization: Bearer …`";
+            let message = match presented(headers) {
+                Some(_) => "this is not the token that this node asks for",
+                None => "this node asks for a token: send it as `Authorization: Bearer …`",
+            };
             return Err(ApiError::new(StatusCode::UNAUTHORIZED, code::UNAUTHORIZED, message));
         }
         if !known && !is_literal(&authority) {

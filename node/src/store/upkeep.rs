@@ -3,7 +3,7 @@
 //! Every change of the catalogue is first on disk, then in memory.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
     sync::{
@@ -20,7 +20,7 @@ use super::{
     catalogue::is_good_alias,
     disk::{Disk, Look, Manner},
     files::{Layout, Stamp},
-    holdings::{Place, UserFile},
+    holdings::{Place, PlaceKind, UserFile},
     notes::{FileNote, Note, encode_aliases},
     open::file_chunks,
 };
@@ -191,27 +191,57 @@ impl Disk {
             Some(model) => self.manifest(model)?.chunks().iter().map(|chunk| chunk.id).collect(),
         };
         let ids = if model.is_none() { self.holdings().ids() } else { named.iter().copied().collect() };
-        let with_places = |id| (id, self.holdings().places(id));
-        let held: Vec<_> =
-            ids.into_iter().map(with_places).filter(|(_, places)| !places.is_empty()).collect();
+        let held = |ids: &[ChunkId]| -> Vec<_> {
+            let with_places = ids.iter().map(|&id| (id, self.holdings().places(id)));
+            with_places.filter(|(_, places)| !places.is_empty()).collect()
+        };
+        let mut bad = self.lost_with_files(&held(&ids));
+        let held = held(&ids);
         let total = held.iter().flat_map(|(_, places)| places).map(|place| u64::from(place.size)).sum();
         let (done, checked) = (AtomicU64::new(0), AtomicUsize::new(0));
         let check = |(id, places): (ChunkId, Vec<Place>)| {
-            let mut good = true;
+            let (mut good, mut bad) = (false, false);
             for place in places {
-                good &= !matches!(self.read_checked(id, &place, Manner::FromDisk)?, Look::Bad);
+                match self.read_checked(id, &place, Manner::FromDisk)? {
+                    Look::Good(_) => good = true,
+                    Look::Bad => bad = true,
+                    Look::Gone => (),
+                }
                 let size = u64::from(place.size);
                 progress(done.fetch_add(size, Ordering::Relaxed) + size, total);
             }
             checked.fetch_add(1, Ordering::Relaxed);
-            Ok((!good).then_some(id))
+            // One good copy is enough.
+            Ok((bad && !good).then_some(id))
         };
         let found = held.into_par_iter().with_max_len(1).filter_map(|chunk| check(chunk).transpose());
-        let mut bad = found.collect::<Result<Vec<_>, StoreError>>()?;
+        let checked_files = bad.len();
+        bad.extend(found.collect::<Result<Vec<_>, StoreError>>()?);
         bad.sort_unstable();
         let holdings = self.holdings();
         let missing = named.iter().filter(|id| !holdings.contains(**id)).count();
-        Ok(Verified { checked: checked.into_inner(), bad, missing })
+        Ok(Verified { checked: checked.into_inner() + checked_files, bad, missing })
+    }
+
+    /// Looks at published files that are not what they were, and returns which of the chunks `held` went with them.
+    fn lost_with_files(&self, held: &[(ChunkId, Vec<Place>)]) -> Vec<ChunkId> {
+        let mut changed: Vec<Arc<UserFile>> = Vec::new();
+        let files = held.iter().flat_map(|(_, places)| places).filter_map(|place| match &place.kind {
+            PlaceKind::Range { file, .. } => Some((Arc::as_ptr(file), file)),
+            PlaceKind::Own { .. } => None,
+        });
+        for file in files.collect::<HashMap<_, _>>().into_values() {
+            if Stamp::at(&file.path).ok() != Some(file.stamp) && !file.gone.swap(true, Ordering::Relaxed) {
+                changed.push(Arc::clone(file));
+            }
+        }
+        for file in &changed {
+            self.holdings().forget_ranges(|other, _| Arc::ptr_eq(other, file));
+            self.recheck(file).into_iter().for_each(|id| self.lost.chunk(id));
+            self.changed();
+        }
+        let holdings = self.holdings();
+        held.iter().map(|(id, _)| *id).filter(|&id| !holdings.contains(id)).collect()
     }
 
     /// The manifest of a model, or an error that names it.

@@ -235,7 +235,11 @@ fn cause(error: &DialError, peer: &PeerId) -> Option<String> {
             format!("{obtained} answers there, not {peer}; ask its owner for the address that it has now")
         }
         DialError::LocalPeerId { .. } => "this node itself answers there".to_owned(),
-        DialError::Denied { cause } => format!("{cause}"),
+        DialError::Denied { cause } => {
+            format!(
+                "this node lets it not in ({cause}): see its --allow and --deny, and its limit of connections"
+            )
+        }
         DialError::NoAddresses => "it is no address that can be dialled".to_owned(),
         DialError::Transport(errors) => in_words(&format!("{errors:?}")),
     })
@@ -253,7 +257,7 @@ fn in_words(error: &str) -> String {
     } else if has(&["ResolveError", "NoRecordsFound", "Dns"]) {
         "the name cannot be resolved".to_owned()
     } else if has(&["TimedOut", "Timeout", "timed out"]) {
-        "no answer".to_owned()
+        "no answer: it is off, a firewall is between, or it is in a swarm with another key".to_owned()
     } else {
         "something answers there, but not as a node of this swarm: another program, or a node with another swarm key"
             .to_owned()

@@ -145,9 +145,7 @@ fn innermost<'a>(
 
 /// Text that is not the address of a node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{text:?} is not the address of a node, such as /ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3Koo…: {cause}"
-)]
+#[error("{text:?} is not the address of a node, such as /ip4/192.0.2.1/tcp/8470/p2p/12D3Koo…: {cause}")]
 pub struct BadAddress {
     /// The text.
     pub text: String,

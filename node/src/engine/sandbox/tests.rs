@@ -1,5 +1,7 @@
 //! Hostile tokenizers and templates, each answered with a sentence by a process that may die of it.
 
+mod cost;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};

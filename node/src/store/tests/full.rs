@@ -59,6 +59,7 @@ async fn the_last_of_the_disk_is_left_to_others() {
     for seed in 0..100 {
         assert!(store.put(sized(seed, LARGE)).await.unwrap());
     }
+    room::settled(&store, &disk.dir.path().join("store")).await;
     let (usage, total) = (store.usage(), 32 << 20);
     let free = usage.free.unwrap();
     assert!(total / 20 <= free && free < total / 3, "{usage:?}");
@@ -70,6 +71,7 @@ async fn the_last_of_the_disk_is_left_to_others() {
     let users = disk.dir.path().join("users");
     fs::write(&users, vec![1; (free - total / 40) as usize]).unwrap();
     store.put(sized(100, LARGE)).await.unwrap();
+    room::settled(&store, &disk.dir.path().join("store")).await;
     let later = store.usage();
     assert!(later.used < usage.used && total / 20 <= later.free.unwrap(), "{later:?}");
 

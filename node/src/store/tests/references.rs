@@ -152,6 +152,29 @@ async fn verify_reports_damage_in_published_files() {
 }
 
 #[tokio::test]
+async fn verify_tells_at_once_what_is_left_of_a_file_that_changed() {
+    let Published { dir: _dir, path, chunks, store, .. } = published().await;
+    let mut bytes = joined(&chunks);
+    bytes[0] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let found = store.verify(None, |_, _| ()).await.unwrap();
+    assert_eq!(found, Verified { checked: 4, bad: vec![chunks[0].id()], missing: 1 });
+    let found = store.verify(None, |_, _| ()).await.unwrap();
+    assert_eq!(found, Verified { checked: 3, bad: vec![], missing: 1 });
+}
+
+#[tokio::test]
+async fn verify_finds_nothing_bad_where_one_copy_is_good() {
+    let Published { dir: _dir, path, chunks, store, .. } = published().await;
+    for chunk in &chunks {
+        store.put(chunk.clone()).await.unwrap();
+    }
+    fs::remove_file(&path).unwrap();
+    let found = store.verify(None, |_, _| ()).await.unwrap();
+    assert_eq!(found, Verified { checked: 4, bad: vec![], missing: 0 });
+}
+
+#[tokio::test]
 async fn a_copy_helps_when_the_published_file_goes() {
     let Published { dir, path, chunks, store, .. } = published().await;
     assert!(!store.put(chunks[2].clone()).await.unwrap(), "it was here, though in no file of ours");

@@ -7,7 +7,7 @@ const FIT: u64 = 200;
 const QUOTA: u64 = FIT * SIZE as u64;
 
 /// Waits until what was evicted is removed.
-async fn settled(store: &Store, dir: &Path) {
+pub(super) async fn settled(store: &Store, dir: &Path) {
     for _ in 0..500 {
         if bytes_in(&dir.join("chunks")) == store.usage().used {
             return;
