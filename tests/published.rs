@@ -57,6 +57,20 @@ fn greedy(node: &Process, model: &str) -> Vec<Value> {
     node.lines(&["generate", model, "-p", "The sea", "--max-tokens", "8"])
 }
 
+/// What is copied first must not make room for what is copied last.
+#[test]
+fn a_copy_that_does_not_fit_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = vec![0; 24 << 20];
+    blake3::Hasher::new().update(b"copied").finalize_xof().fill(&mut bytes);
+    fs::write(folder.path().join("weights.bin"), bytes).unwrap();
+    let node = Process::join(&[], &["--cache-size", "8MiB"]);
+    let output = node.run(&["publish", "--copy", folder.path().to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("cache"), "{said}");
+    assert_eq!(node.done(&["models"]), json!([]));
+}
+
 /// What is done to a folder before it is published.
 type Damage<'a> = &'a dyn Fn(&Path);
 

@@ -8,7 +8,7 @@ const QUOTA: u64 = FIT * SIZE as u64;
 
 /// Waits until what was evicted is removed.
 pub(super) async fn settled(store: &Store, dir: &Path) {
-    for _ in 0..500 {
+    for _ in 0..5000 {
         if bytes_in(&dir.join("chunks")) == store.usage().used {
             return;
         }
