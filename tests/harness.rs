@@ -10,12 +10,13 @@ use std::{
     process::{Child, Command, Output, Stdio},
     sync::OnceLock,
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::Value;
 use surf_node::{Config, Node, config, members::Members};
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 /// The longest that a command may take. None needs a tenth of it, but on a machine that does other things.
 const COMMAND_MAX: Duration = Duration::from_secs(300);

@@ -79,3 +79,20 @@ fn limits_are_shown_and_changed() {
     assert_eq!(node.done(&["status"])["limits"], expected);
     assert_eq!(node.run(&["limit", "--up", "fast"]).status.code(), Some(2));
 }
+
+/// Who removes a model ends its pull: what comes then would belong to nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_ends_when_its_model_is_removed() {
+    let seed = start(&[], 0).await;
+    let model = publish(&seed, 8).await;
+    let node = start(seed.node.listen(), 0).await;
+    limit(&node, None, Some("64KiB"));
+    let (pulling, id) = (node.node.clone(), model.clone());
+    let pull = tokio::spawn(async move { pulling.pull(&id, mpsc::channel(1).0).await });
+    while node.node.status().await.transfers.is_empty() {
+        sleep(Duration::from_millis(20)).await;
+    }
+    node.node.remove(&model).await.unwrap();
+    let ended = timeout(Duration::from_secs(30), pull).await.expect("it ends").unwrap();
+    assert!(ended.unwrap_err().to_string().contains("was removed"));
+}

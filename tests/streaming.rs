@@ -256,3 +256,27 @@ async fn hits_per_pass_are_those_of_a_fixed_set() {
         assert!(hits >= passes * (k - 2), "room for {k} of 8 blocks: {hits} hits in {passes} passes");
     }
 }
+
+/// Statistics are asked for while experts come and go, from as many threads as there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn who_looks_on_holds_up_nobody() {
+    for name in ["mixtral", "qwen3-moe"] {
+        let node = start(&[], PLENTY).await;
+        let model = publish(&node.node, &fixture(name)).await;
+        let work = (0..4).map(|_| async {
+            for _ in 0..60 {
+                generate(&node.node, &model, 3).await;
+            }
+        });
+        let looking = async {
+            loop {
+                node.node.status().await;
+            }
+        };
+        let work = tokio::time::timeout(Duration::from_secs(200), futures::future::join_all(work));
+        tokio::select! {
+            done = work => drop(done.expect("no hang")),
+            () = looking => (),
+        }
+    }
+}

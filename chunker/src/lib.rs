@@ -34,10 +34,10 @@ pub mod json;
 mod list;
 mod pickle;
 mod plan;
+mod regular;
 mod write;
 
 use std::{
-    fs::File,
     io::{self, Cursor, Read, Seek, SeekFrom},
     ops::Range,
     path::Path,
@@ -51,6 +51,7 @@ pub use cut::{Options, Sink, cut, cut_file};
 pub use error::{CutError, FileFault, HeaderFault, TensorFault};
 pub use families::{Families, Group, Stack};
 pub use list::{Listed, PARTIAL_PREFIX, list};
+pub use regular::open_regular;
 pub use write::header;
 
 /// What is in a folder, or a file, before any of it is hashed.
@@ -90,7 +91,7 @@ pub struct OnDisk<'a>(pub &'a [Listed]);
 impl Files for OnDisk<'_> {
     fn read(&self, file: u32, range: Range<u64>) -> io::Result<Vec<u8>> {
         let listed = self.0.get(file as usize).ok_or(io::ErrorKind::NotFound)?;
-        let mut file = File::open(&listed.real)?;
+        let mut file = open_regular(&listed.real)?;
         file.seek(SeekFrom::Start(range.start))?;
         let mut bytes = Vec::new();
         let count = range.end.saturating_sub(range.start);

@@ -13,7 +13,7 @@ use std::{
 
 use surf_protocol::limits::PATH_SIZE_MAX;
 
-use crate::{CutError, cut::Options};
+use crate::{CutError, cut::Options, open_regular};
 
 /// Files and folders looked at, a bound on links that multiply paths. Large models have thousands.
 pub(crate) const ENTRIES_MAX: usize = 1 << 20;
@@ -189,7 +189,7 @@ impl Stamp {
 impl Listed {
     /// Opens the file, if it is still the one that was listed.
     pub(crate) fn open(&self) -> Result<fs::File, CutError> {
-        let file = fs::File::open(&self.real).map_err(|source| self.failed(source))?;
+        let file = open_regular(&self.real).map_err(|source| self.failed(source))?;
         self.unchanged(&file)?;
         Ok(file)
     }

@@ -100,7 +100,7 @@ pub enum EngineError {
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// A tensor operation failed.
-    #[error("computing: {0}")]
+    #[error("computing: {}", in_a_line(.0))]
     Compute(Arc<candle_core::Error>),
     /// The model's output is not a number.
     #[error("the model computed values that are not finite")]
@@ -118,6 +118,11 @@ fn no_weights(found: &[String]) -> String {
             found.join(", ")
         ),
     }
+}
+
+/// What a library's `error` says, without the stack that follows it where RUST_BACKTRACE is set.
+pub(super) fn in_a_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 impl From<candle_core::Error> for EngineError {

@@ -9,7 +9,10 @@ use candle_core::{
 use rayon::prelude::*;
 use surf_protocol::Dtype;
 
-use super::kernels::{Float, widen};
+use super::{
+    error::in_a_line,
+    kernels::{Float, widen},
+};
 
 /// Elements that one thread packs at a time.
 const PART: usize = 1 << 16;
@@ -72,7 +75,7 @@ impl Packing {
         if values.iter().any(|value| VALUE_MAX < value.abs()) {
             return Err(Unpackable::TooLarge(self.to));
         }
-        let failed = |error: candle_core::Error| Unpackable::Failed(error.to_string());
+        let failed = |error: candle_core::Error| Unpackable::Failed(in_a_line(&error));
         let values = Tensor::from_vec(values, (count, self.cols), &Device::Cpu).map_err(failed)?;
         let packed = QTensor::quantize(&values, self.kind).map_err(failed)?;
         let packed = packed.data().map_err(failed)?.into_owned();

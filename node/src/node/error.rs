@@ -69,7 +69,7 @@ impl From<PullError> for NodeError {
     fn from(error: PullError) -> Self {
         match error {
             PullError::Source(error) => error.into(),
-            PullError::Unkept(_) => Self::Failed(error.to_string()),
+            PullError::Unkept(_) | PullError::Removed(_) => Self::Failed(error.to_string()),
         }
     }
 }

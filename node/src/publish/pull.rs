@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use rand::seq::SliceRandom;
-use surf_protocol::{Chunk, Manifest, manifest::ChunkEntry};
+use surf_protocol::{Chunk, Manifest, ModelId, manifest::ChunkEntry};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
@@ -67,6 +67,9 @@ pub enum PullError {
     /// Chunks came and could not be kept.
     #[error("what came could not be kept: {0}")]
     Unkept(String),
+    /// The model was removed meanwhile.
+    #[error("the model {0} was removed while it was pulled")]
+    Removed(ModelId),
 }
 
 /// Waits until `chunk` has come. Holders that were there may come back: as long as the asker waits, so does this.
@@ -108,6 +111,9 @@ pub async fn pull(
         let traffic = standing.traffic.since(&before);
         if let Some(why) = traffic.unkept {
             return Err(PullError::Unkept(why));
+        }
+        if store.manifest_of(manifest.id()).is_none() {
+            return Err(PullError::Removed(manifest.id()));
         }
         let rate = pace.of(traffic.fetched(), Instant::now());
         Ok(Pull { bytes, total, traffic, standing, rate, took: started.elapsed() })

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use surf_chunker::{Listed, Options};
+use surf_chunker::{Listed, Options, open_regular};
 
 use super::PublishError;
 
@@ -73,7 +73,7 @@ impl Secrets {
             return None;
         }
         let mut bytes = Vec::new();
-        let open = fs::File::open(&file.real).ok()?;
+        let open = open_regular(&file.real).ok()?;
         // What cannot be read cannot be published either.
         open.take(SECRET_SIZE_MAX).read_to_end(&mut bytes).ok()?;
         let is_named = file.real.file_name().is_some_and(|name| name == NODE_KEY_FILE);

@@ -35,7 +35,7 @@ pub(super) struct ForwardRequest {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "rows of token ids, numbers from 0 to 4294967295")]
 enum Rows {
     One(Vec<u32>),
     Many(Vec<Vec<u32>>),

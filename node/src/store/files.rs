@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use surf_chunker::open_regular;
 use surf_protocol::{ChunkId, ModelId};
 
 /// The places in the store's folder.
@@ -149,7 +150,7 @@ pub(super) fn is_disk_full(error: &io::Error) -> bool {
 
 /// All bytes of one of our own files, copied, so that nothing that happens to the file changes them.
 pub(super) fn read(path: &Path, size: u32) -> io::Result<Bytes> {
-    let mut file = File::open(path)?;
+    let mut file = open_regular(path)?;
     let found = file.metadata()?.len();
     if found != u64::from(size) {
         return Err(wrong_size(found, size));
@@ -174,7 +175,7 @@ pub(super) fn read_from_disk(path: &Path, size: u32) -> io::Result<Bytes> {
 /// Has the system forget what it remembers of part of a file. Where it does not, reading shows less.
 pub(super) fn forget_cached(path: &Path, offset: u64, size: u32) {
     #[cfg(target_os = "linux")]
-    if let Ok(file) = File::open(path) {
+    if let Ok(file) = open_regular(path) {
         use rustix::fs::{Advice, fadvise};
         let _ = fadvise(&file, offset, std::num::NonZeroU64::new(size.into()), Advice::DontNeed);
     }
@@ -239,7 +240,7 @@ fn inode(_: &fs::Metadata) -> u64 {
 /// the file that `stamp` was taken of, before or after reading.
 pub(super) fn read_range(path: &Path, stamp: Stamp, offset: u64, size: u32) -> io::Result<Bytes> {
     let changed = || io::Error::new(io::ErrorKind::InvalidData, "the file has changed");
-    let mut file = File::open(path)?;
+    let mut file = open_regular(path)?;
     if Stamp::of(&file.metadata()?) != stamp {
         return Err(changed());
     }

@@ -21,6 +21,7 @@ use std::{
 
 use bytes::Bytes;
 use memmap2::{Mmap, MmapOptions};
+use surf_chunker::open_regular;
 use surf_protocol::chunk::InFile;
 
 use self::guard::Guarded;
@@ -55,7 +56,7 @@ struct Look {
 /// The file at `path` of `size` bytes, mapped, and read from the disk on this thread. `None` if it cannot
 /// be trusted to show changes, or if there are too many mappings: then read it.
 pub(super) fn map(path: &Path, size: u32) -> io::Result<Option<(Bytes, Arc<Mapping>)>> {
-    let file = File::open(path)?;
+    let file = open_regular(path)?;
     let look = Look::of(&file.metadata()?);
     if look.size != u64::from(size) {
         return Err(super::files::wrong_size(look.size, size));

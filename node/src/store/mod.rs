@@ -360,10 +360,11 @@ impl Store {
             let catalogue = self.disk.catalogue();
             (catalogue.aliases_of(id), catalogue.is_pinned(id))
         };
-        let holdings = self.disk.holdings();
-        let held = manifest.chunks().iter().filter(|chunk| holdings.contains(chunk.id));
-        let (held_chunks, held_bytes) =
-            held.fold((0, 0), |(chunks, bytes), chunk| (chunks + 1, bytes + u64::from(chunk.size)));
+        let (held_chunks, held_bytes) = {
+            let holdings = self.disk.holdings();
+            let held = manifest.chunks().iter().filter(|chunk| holdings.contains(chunk.id));
+            held.fold((0, 0), |(chunks, bytes), chunk| (chunks + 1, bytes + u64::from(chunk.size)))
+        };
         let shared = manifest.chunks().iter().filter(|chunk| 1 < models_with[&chunk.id]);
         ModelSummary {
             id,

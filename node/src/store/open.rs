@@ -9,12 +9,13 @@
 use std::{
     collections::HashMap,
     fs::{self, File, TryLockError},
-    io,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use rayon::prelude::*;
+use surf_chunker::open_regular;
 use surf_protocol::{
     ChunkId, Manifest, ModelId,
     limits::{CHUNK_SIZE_MAX, MANIFEST_SIZE_MAX},
@@ -245,11 +246,14 @@ fn scan(dir: &Path) -> Result<Vec<(PathBuf, Option<String>, u64)>, StoreError> {
 }
 
 fn read_bounded(path: &Path, size_max: u64) -> io::Result<Vec<u8>> {
-    let size = fs::metadata(path)?.len();
+    let file = open_regular(path)?;
+    let size = file.metadata()?.len();
     if size_max < size {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{size} bytes are too many")));
     }
-    fs::read(path)
+    let mut bytes = Vec::with_capacity(size as usize);
+    file.take(size_max).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn remove(path: &Path, why: &str) {

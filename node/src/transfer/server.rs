@@ -57,7 +57,7 @@ pub(super) struct Server {
     /// In a private swarm: what those who come have to show.
     prover: Option<Arc<Prover>>,
     /// Proofs that are made at once. Each hashes a whole chunk, on one core.
-    proofs: Semaphore,
+    proofs: Arc<Semaphore>,
     /// Room for what is being sent.
     bodies: Bodies,
     /// Manifests that are read at once: how much room one takes is known only then.
@@ -108,7 +108,7 @@ impl Server {
         prover: Option<Arc<Prover>>,
     ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (proofs, manifests) = (Semaphore::new(cores), Semaphore::new(MANIFESTS_AT_ONCE));
+        let (proofs, manifests) = (Arc::new(Semaphore::new(cores)), Semaphore::new(MANIFESTS_AT_ONCE));
         let (turns, bodies) = (Arc::default(), Bodies::default());
         Self { library, peers, turns, up, prover, proofs, bodies, manifests }
     }
@@ -268,12 +268,12 @@ impl Server {
             [&wire::encode_reply(&reply)[..], first.as_deref().unwrap_or_default()].concat().into();
         loop {
             // A frame is small where models are; the room for those of large ones is what bodies have.
-            let Ok(_room) = self.bodies.take(frame.len()).await else {
+            let Ok(room) = self.bodies.take(frame.len()).await else {
                 return drop(send.reset(code::STALLED));
             };
-            if !matches!(timeout(self.bodies.patience(), send.write_chunk(frame)).await, Ok(Ok(())))
-                || matches!(reply, Reply::Refused(_))
-            {
+            let written = timeout(self.bodies.patience(), send.write_chunk(frame)).await;
+            drop(room);
+            if !matches!(written, Ok(Ok(()))) || matches!(reply, Reply::Refused(_)) {
                 // Finished or given up; it cannot fail for any other reason.
                 let _ = send.finish();
                 return;
@@ -316,9 +316,14 @@ impl Server {
     }
 
     async fn proof(&self, id: ChunkId, range: std::ops::Range<u32>) -> Result<Bytes, Refusal> {
-        let _one = self.proofs.acquire().await.map_err(|_| Refusal::Failed)?;
+        let one = Arc::clone(&self.proofs).acquire_owned().await.map_err(|_| Refusal::Failed)?;
         let chunk = found(self.library.serve(id).await)?;
-        let proof = tokio::task::spawn_blocking(move || range::encode(&chunk, range)).await;
+        let proof = tokio::task::spawn_blocking(move || {
+            // Hashing goes on although its asker may leave.
+            let _one = one;
+            range::encode(&chunk, range)
+        })
+        .await;
         Ok(proof.map_err(|_| Refusal::Failed)?.map_err(|_| Refusal::Malformed)?.into())
     }
 

@@ -11,11 +11,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use serde::Serialize;
+
 use super::{
     ahead::{Shared, Wish},
     held::{Loaded, Slot},
 };
-use serde::Serialize;
+use crate::source::Urgency;
 
 /// Passes after which a use counts half as much.
 const HALF_LIFE: f64 = 64.0;
@@ -108,7 +110,7 @@ impl Experts {
             let wish = self.shared.wish(group, now);
             book.wishes.extend(wish.map(|wish| (group, wish)));
         }
-        self.fill(book);
+        self.fill(book, now);
     }
 
     /// Says that `guessed`, experts of the block after that, may be chosen then.
@@ -141,6 +143,7 @@ impl Experts {
             (slot, hit)
         };
         let loaded = self.shared.runtime.block_on(slot.wait());
+        let (now, _) = self.now();
         let mut book = self.book();
         let book = &mut *book;
         book.wishes.remove(&group);
@@ -152,7 +155,7 @@ impl Experts {
         if book.held.get(&group).is_some_and(|expert| !expert.stays || loaded.is_err()) {
             book.drop(group, &self.shared);
         }
-        self.fill(book);
+        self.fill(book, now);
         (loaded, hit)
     }
 
@@ -167,8 +170,7 @@ impl Experts {
     }
 
     /// Starts to load what will be asked for next, as far as there is room.
-    fn fill(&self, book: &mut Book) {
-        let (now, _) = self.now();
+    fn fill(&self, book: &mut Book, now: Urgency) {
         while let Some(&group) = book.queue.front() {
             let stays = book.make_room(group, self.budget, &self.shared);
             // Beside the one that computes, one may come that will not stay.
@@ -185,7 +187,9 @@ impl Experts {
         }
     }
 
-    fn now(&self) -> (crate::source::Urgency, u64) {
+    /// How urgent what is wanted at once is, and in which pass. Takes the lock of what is held: not to be called with the
+    /// book open.
+    fn now(&self) -> (Urgency, u64) {
         let held = self.shared.held();
         (held.now(), held.round())
     }

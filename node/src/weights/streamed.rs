@@ -148,19 +148,25 @@ impl Streamed {
             ready: counts.ready,
             misses: counts.misses,
         });
-        let held = self.shared.held();
+        // No lock is held while another is taken: whoever computes takes them in another order.
+        let [resident_bytes, ring_bytes, ring_bytes_peak] = {
+            let held = self.shared.held();
+            [held.resident(), held.ring(), held.ring_peak()]
+        };
+        let row_bytes = self.shared.rows.lock().expect("no panics while held").bytes();
+        let experts = self.experts.stats();
         Stats {
             passes: every_pass.map(|(_, counts)| asked(counts)).max().unwrap_or(0),
             memory_bytes: self.memory,
-            resident_bytes: held.resident(),
+            resident_bytes,
             resident_bytes_max: plan.resident_bytes(),
-            ring_bytes: held.ring(),
-            ring_bytes_peak: held.ring_peak(),
+            ring_bytes,
+            ring_bytes_peak,
             ring_bytes_max: plan.ring(),
             in_flight_bytes: chunks.in_flight(),
             mapped_chunks: chunks.mapped(),
-            row_bytes: self.shared.rows.lock().expect("no panics while held").bytes(),
-            experts: self.experts.stats(),
+            row_bytes,
+            experts,
             groups: groups.collect(),
         }
     }

@@ -31,6 +31,7 @@ use self::{
 use super::{
     EngineError,
     budget::{MemoryBudget, Reservation},
+    error::in_a_line,
     host,
     kernels::Activation,
     linear::Weight,
@@ -228,7 +229,7 @@ impl Remote {
 fn cuda(number: usize, config: &config::Engine) -> Result<Compute, EngineError> {
     let unusable = |error: candle_core::Error| {
         EngineError::Device(if cfg!(feature = "cuda") {
-            format!("device cuda:{number} cannot be used: {error}")
+            format!("device cuda:{number} cannot be used: {}", in_a_line(&error))
         } else {
             format!("this build has no CUDA, so device cuda:{number} cannot compute; use the CPU")
         })

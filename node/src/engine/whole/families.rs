@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use surf_chunker::{Families, families::Architecture};
 
-use super::Causal;
+use super::{CONFIG_FAULT, Causal};
 use crate::engine::{EngineError, fields::Fields};
 
 /// Positions of a model that does not say.
@@ -158,7 +158,7 @@ impl fmt::Debug for Family {
 }
 
 fn read<C: DeserializeOwned>(config: Value) -> Result<C> {
-    serde_json::from_value(config).map_err(|error| Error::Msg(format!("config.json: {error}")))
+    serde_json::from_value(config).map_err(|error| Error::Msg(format!("{CONFIG_FAULT}{error}")))
 }
 
 fn one_by_one(tokens: &Tensor, mut run: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Tensor> {

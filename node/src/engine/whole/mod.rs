@@ -299,12 +299,21 @@ fn last_row(y: &Tensor, vocab: usize) -> Result<Vec<f32>, EngineError> {
     Ok(y.narrow(0, start, vocab)?.to_vec1()?)
 }
 
+/// What candle's error begins with when it is one of the configuration.
+const CONFIG_FAULT: &str = "config.json: ";
+
 /// Runs candle's code, which may panic on configurations that it was not made for.
 fn guarded<R>(with: impl FnOnce() -> candle_core::Result<R>) -> Result<R, EngineError> {
     match caught("computing", || Ok(with()?)) {
         Err(EngineError::Panicked(_)) => {
             Err(EngineError::file("config.json", "describes a model that cannot be computed"))
         }
+        Err(EngineError::Compute(error)) => match &*error {
+            candle_core::Error::Msg(message) if message.starts_with(CONFIG_FAULT) => {
+                Err(EngineError::file("config.json", &message[CONFIG_FAULT.len()..]))
+            }
+            _ => Err(EngineError::Compute(error)),
+        },
         other => other,
     }
 }

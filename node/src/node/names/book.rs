@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use surf_chunker::open_regular;
 use surf_protocol::{
     FullName, ModelId, Name, NodeId, SignedName,
     limits::{NAME_LIFE_MAX_S, NAME_TEXT_SIZE_MAX},
@@ -82,7 +83,7 @@ impl Book {
     /// Opens the file at `path`; an empty book, if there is none. What is damaged is set aside, and what can
     /// be read of it is used.
     pub(in crate::node) fn open(path: &Path) -> Self {
-        let text = match fs::File::open(path) {
+        let text = match open_regular(path) {
             Ok(file) => {
                 let mut text = Vec::new();
                 io::Read::read_to_end(&mut io::Read::take(file, FILE_SIZE_MAX), &mut text).map(|_| text)

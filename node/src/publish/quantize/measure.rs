@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use surf_chunker::{Checkpoint, CutError, Options, Sink};
+use surf_chunker::{Checkpoint, CutError, Options, Sink, open_regular};
 use surf_protocol::{Chunk, ChunkId, VerifiedRange, manifest::ChunkEntry};
 use tokio::{runtime::Handle, task::spawn_blocking};
 
@@ -129,7 +129,7 @@ impl OnDisk {
         let path = self.files[file].clone();
         let reading = spawn_blocking(move || {
             let failed = |error: io::Error| SourceError::failed(path.display(), error);
-            let mut file = File::open(&path).map_err(failed)?;
+            let mut file = open_regular(&path).map_err(failed)?;
             file.seek(SeekFrom::Start(offset)).map_err(failed)?;
             let mut bytes = vec![0; chunk.size as usize];
             file.read_exact(&mut bytes).map_err(failed)?;

@@ -7,8 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
-use surf_chunker::Parameter;
-use surf_chunker::{Contents, Listed, json};
+use surf_chunker::{Contents, Listed, Parameter, json, open_regular};
 use surf_protocol::Dtype;
 
 use super::mix::{Kind, Model};
@@ -197,6 +196,6 @@ fn config(file: &Listed) -> Result<Value, Unsuitable> {
 fn value(file: &Listed, size_max: u64) -> Result<Option<Value>, Unsuitable> {
     let failed = |cause| Unsuitable::Unreadable { path: file.real.clone(), cause };
     let mut text = Vec::new();
-    fs::File::open(&file.real).map_err(failed)?.take(size_max).read_to_end(&mut text).map_err(failed)?;
+    open_regular(&file.real).map_err(failed)?.take(size_max).read_to_end(&mut text).map_err(failed)?;
     Ok(json::read(&text).ok())
 }

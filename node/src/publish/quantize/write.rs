@@ -7,8 +7,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use surf_chunker::Listed;
-use surf_chunker::Parameter;
+use surf_chunker::{Listed, Parameter, open_regular};
 use surf_protocol::Dtype;
 
 use super::plan::{Plan, Rewritten};
@@ -68,7 +67,7 @@ impl Writer<'_> {
 
     fn rewrite(&mut self, file: &Rewritten, to: &Path) -> Result<(), WriteError> {
         let real = &file.file.real;
-        let mut from = File::open(real).map_err(failed(real))?;
+        let mut from = open_regular(real).map_err(failed(real))?;
         let mut writer = BufWriter::new(File::create_new(to).map_err(failed(to))?);
         writer.write_all(&file.header).map_err(failed(to))?;
         for (tensor, dtype) in &file.tensors {

@@ -136,6 +136,36 @@ async fn a_file_truncated_while_it_is_served_is_an_absence() {
     assert_eq!(store.usage().chunks, 0);
 }
 
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_in_a_file_s_place_is_waited_for_by_nobody() {
+    let Published { dir, path, chunks, manifest, store } = published().await;
+    assert!(!store.put(chunks[3].clone()).await.unwrap());
+    let pipe = |place: &Path| {
+        fs::remove_file(place).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(place).status().unwrap().success());
+    };
+    pipe(&path);
+    let copy = chunk_file(&dir.path().join("store"), &chunks[3]);
+    pipe(&copy);
+    let looking = async {
+        for chunk in &chunks {
+            assert_eq!(store.serve(chunk.id()).await.unwrap(), None);
+            assert_eq!(read(&store, chunk).await, None);
+        }
+        store.verify(None, |_, _| ()).await.unwrap();
+    };
+    tokio::time::timeout(Duration::from_secs(60), looking).await.expect("nobody waits");
+    drop(store);
+    if copy.exists() {
+        fs::remove_file(&copy).unwrap();
+    }
+    assert!(std::process::Command::new("mkfifo").arg(&copy).status().unwrap().success());
+    let store = open(&dir.path().join("store"));
+    assert_eq!(store.manifest_of(manifest.id()).map(|found| found.id()), Some(manifest.id()));
+    assert_eq!(read(&store, &chunks[3]).await, None);
+}
+
 #[tokio::test]
 async fn verify_reports_damage_in_published_files() {
     let Published { dir: _dir, path, chunks, store, .. } = published().await;
