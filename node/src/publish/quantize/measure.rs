@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
+    fs,
     io::{self, Read, Seek, SeekFrom},
     ops::Range,
     path::{Path, PathBuf},

@@ -1,7 +1,6 @@
 //! What becomes of each file of a folder, before any of it is written.
 
 use std::{
-    fs,
     io::{self, Read},
     path::{Path, PathBuf},
 };
