@@ -153,7 +153,7 @@ impl Process {
     ///
     /// # Panics
     ///
-    /// If it has not ended after [`COMMAND_MAX`], with what it has said: a command that hangs fails one test, not all.
+    /// If it has not ended after minutes, with what it has said: a command that hangs fails one test, not all.
     pub fn run(&self, args: &[&str]) -> Output {
         let mut command = in_namespace(self.namespace.as_deref());
         command.args(["--json", "--rpc", self.rpc()]).args(args);

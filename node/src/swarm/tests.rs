@@ -294,6 +294,7 @@ async fn swarms_of_different_keys_do_not_mix() {
         let tcp = a.addrs.last().cloned().into_iter().collect::<Vec<_>>();
         let (outsider, friend) = (of(keys[theirs].as_ref(), &tcp).await, of(keys[ours].as_ref(), &tcp).await);
         friend.wait_for_peers(1).await;
+        a.wait_for_peers(1).await;
         outsider.wait_for_failure().await;
         assert_eq!((outsider.handle.connected(), a.handle.connected()), (0, 1), "{ours} and {theirs}");
     }
