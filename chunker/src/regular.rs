@@ -22,14 +22,15 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
-    use std::{fs, io::Read as _};
-
-    use super::*;
-
+    #[cfg(unix)]
     #[test]
     fn what_is_no_file_is_an_error_and_nobody_waits() {
+        use std::{fs, io::Read as _};
+
+        use super::*;
+
         let dir = tempfile::tempdir().unwrap();
         let path = |name| dir.path().join(name);
         let pipe = std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap();
