@@ -19,6 +19,9 @@ use surf_tests::{TestNode, config, fixture, start};
 use tokio::sync::mpsc;
 use url::Url;
 
+/// How long what should happen within seconds may take on a machine that does other things.
+const SOON: std::time::Duration = std::time::Duration::from_secs(200);
+
 /// A node that joins through `bootstrap` and may ask `origin`.
 async fn with_origin(bootstrap: &[String], origin: &Url) -> TestNode {
     let dir = tempfile::tempdir().unwrap();
@@ -35,7 +38,7 @@ async fn connected(node: &Node) {
 }
 
 async fn pull(node: &Node, model: &str) -> Result<Pulled, NodeError> {
-    node.pull(model, mpsc::channel(1).0).await
+    tokio::time::timeout(SOON, node.pull(model, mpsc::channel(1).0)).await.expect("it ends")
 }
 
 /// A node that has published the weights of a fixture, which lie in `folder`.
@@ -74,14 +77,25 @@ async fn peers_go_before_the_origin_and_the_origin_before_giving_up() {
 
     // The seed still has the manifest; the bytes are gone with the file.
     fs::write(folder.path().join("model.safetensors"), b"").unwrap();
+    let begun = tokio::time::Instant::now();
     let second = with_origin(seed.node.listen(), &url).await;
     let pulled = pull(&second.node, &model).await.unwrap();
+    println!("from the origin after {:?}", begun.elapsed());
     assert_eq!(pulled.fetched_bytes, pulled.bytes);
     assert!(pulled.sources.iter().any(|source| source.path == "origin"), "{:?}", pulled.sources);
 
-    let lonely = start(seed.node.listen(), 0).await;
+    // Who has heard of the second would wait for its return.
     drop(second);
+    let alone = async {
+        while !seed.node.peers().await.is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON, alone).await.expect("the seed notices that they have gone");
+    println!("alone after {:?}", begun.elapsed());
+    let lonely = start(seed.node.listen(), 0).await;
     let gone = pull(&lonely.node, &model).await;
+    println!("given up after {:?}", begun.elapsed());
     assert!(matches!(gone, Err(NodeError::NotFound(_))), "{gone:?}");
 }
 

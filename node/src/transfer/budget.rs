@@ -80,10 +80,10 @@ impl Budget {
         Arc::clone(&self.told).try_acquire_owned().map_err(|_| TooMuch)
     }
 
-    /// Waits until the peer may be told `refusal`. That somebody else has just got a chunk is told at once: it says
-    /// where to ask.
+    /// Waits until the peer may be told `refusal`. Where to ask instead is told at once: that somebody else has just got
+    /// a chunk, or that it is not here.
     pub(super) async fn may_be_told(&self, refusal: Refusal) {
-        if refusal == Refusal::Elsewhere {
+        if matches!(refusal, Refusal::Elsewhere | Refusal::NotHere) {
             return;
         }
         let at = {
@@ -178,10 +178,11 @@ mod tests {
         }
         assert_eq!(begin.elapsed(), Duration::ZERO);
         for _ in 0..10 {
-            budget.may_be_told(Refusal::NotHere).await;
+            budget.may_be_told(Refusal::Failed).await;
         }
         assert!(10 * REFUSAL_PACE <= begin.elapsed() + Duration::from_millis(10), "{:?}", begin.elapsed());
         budget.may_be_told(Refusal::Elsewhere).await;
+        budget.may_be_told(Refusal::NotHere).await;
         let waited = begin.elapsed();
         assert!(waited < 11 * REFUSAL_PACE, "{waited:?}");
         tokio::time::sleep(REFUSAL_PACE * REFUSALS_AT_ONCE).await;
