@@ -1,6 +1,6 @@
 //! What a child costs. A measurement, not a test: it prints, and asserts nothing about time.
 //!
-//! `cargo test --release --workspace --lib engine::sandbox::tests::cost -- --ignored --nocapture`
+//! `cargo test --workspace --lib engine::sandbox::tests::cost -- --ignored --nocapture`
 
 use std::{fs, path::Path};
 
