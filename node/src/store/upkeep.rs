@@ -225,17 +225,14 @@ impl Disk {
 
     /// Looks at published files that are not what they were, and returns which of the chunks `held` went with them.
     fn lost_with_files(&self, held: &[(ChunkId, Vec<Place>)]) -> Vec<ChunkId> {
-        let mut changed: Vec<Arc<UserFile>> = Vec::new();
         let files = held.iter().flat_map(|(_, places)| places).filter_map(|place| match &place.kind {
             PlaceKind::Range { file, .. } => Some((Arc::as_ptr(file), file)),
             PlaceKind::Own { .. } => None,
         });
         for file in files.collect::<HashMap<_, _>>().into_values() {
-            if Stamp::at(&file.path).ok() != Some(file.stamp) && !file.gone.swap(true, Ordering::Relaxed) {
-                changed.push(Arc::clone(file));
+            if Stamp::at(&file.path).ok() == Some(file.stamp) || file.gone.swap(true, Ordering::Relaxed) {
+                continue;
             }
-        }
-        for file in &changed {
             self.holdings().forget_ranges(|other, _| Arc::ptr_eq(other, file));
             self.recheck(file).into_iter().for_each(|id| self.lost.chunk(id));
             self.changed();
