@@ -91,9 +91,9 @@ impl Vocabulary {
         Ok(Self { tokens, decoder })
     }
 
-    /// As bytes: the decoder, then the tokens, each with its length before it.
+    /// As bytes: how many tokens there are, the decoder, then the tokens; each part with its length before it.
     pub(crate) fn pack(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        let mut bytes = (self.tokens.len() as u64).to_le_bytes().to_vec();
         let mut add = |part: &[u8]| {
             bytes.extend((part.len() as u64).to_le_bytes());
             bytes.extend(part);
@@ -106,7 +106,8 @@ impl Vocabulary {
     }
 
     /// `None` if the bytes are none of [`Vocabulary::pack`].
-    pub(crate) fn unpack(mut bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn unpack(bytes: &[u8]) -> Option<Self> {
+        let (count, mut bytes) = bytes.split_first_chunk()?;
         let mut next = || {
             let (length, rest) = bytes.split_first_chunk()?;
             let (part, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
@@ -124,7 +125,8 @@ impl Vocabulary {
                 *is_special != 0,
             ));
         }
-        bytes.is_empty().then_some(Self { tokens, decoder })
+        let is_whole = bytes.is_empty() && tokens.len() as u64 == u64::from_le_bytes(*count);
+        is_whole.then_some(Self { tokens, decoder })
     }
 }
 
@@ -204,7 +206,7 @@ mod tests {
         let vocabulary = encoder("llama").vocabulary().unwrap();
         assert_eq!(vocabulary.tokens.len(), 512);
         let bytes = vocabulary.pack();
-        for cut in [0, 7, 8, 20, bytes.len() / 2, bytes.len() - 1] {
+        for cut in 0..bytes.len() {
             assert_eq!(Vocabulary::unpack(&bytes[..cut]), None, "{cut}");
         }
         assert_eq!(Vocabulary::unpack(&[0xff; 40]), None);
