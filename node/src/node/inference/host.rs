@@ -43,6 +43,17 @@ struct State<M> {
     alone: bool,
 }
 
+impl<M> State<M> {
+    /// What is loaded, if it is `which`. It is leaving from now on.
+    fn leave(&mut self, which: impl Fn(ModelId) -> bool) -> Option<(ModelId, Arc<M>)> {
+        let taken = self.loaded.take_if(|(loaded, _)| which(*loaded));
+        if let Some((model, _)) = &taken {
+            self.leaving = Some(*model);
+        }
+        taken
+    }
+}
+
 /// What is to be done before a model can be loaded.
 enum Next<M> {
     Here(Arc<M>),
@@ -123,11 +134,10 @@ impl<M> Host<M> {
                 if let Some((_, cancel)) = state.loading.as_ref().filter(|(loading, _)| *loading == model) {
                     cancel.cancel();
                 }
-                let taken = state.loaded.take_if(|(loaded, _)| *loaded == model);
-                if taken.is_none() && state.leaving != Some(model) {
+                let taken = state.leave(|loaded| loaded == model);
+                if state.leaving != Some(model) {
                     return Ok(removing);
                 }
-                state.leaving = Some(model);
                 taken
             };
             match taken {
@@ -141,13 +151,21 @@ impl<M> Host<M> {
     /// The memory for work that is no model's, as soon as nobody uses what is loaded.
     pub(super) async fn alone(&self) -> Result<Alone<M>, NodeError> {
         let turn = self.turn(None).await?;
-        let taken = self.state().loaded.take();
-        if let Some((model, loaded)) = taken {
-            self.state().leaving = Some(model);
-            self.empty(model, loaded).await?;
+        let deadline = Instant::now() + SWITCH_WAIT;
+        loop {
+            let (taken, leaving) = {
+                let mut state = self.state();
+                let taken = state.leave(|_| true);
+                state.alone = state.leaving.is_none();
+                (taken, state.leaving)
+            };
+            match (taken, leaving) {
+                (_, None) => return Ok(Alone { state: Arc::clone(&self.state), _turn: turn }),
+                (Some((model, loaded)), _) => self.empty(model, loaded).await?,
+                (None, Some(model)) if deadline < Instant::now() => return Err(in_use(model)),
+                (None, Some(_)) => sleep(SWITCH_LOOK).await,
+            }
         }
-        self.state().alone = true;
-        Ok(Alone { state: Arc::clone(&self.state), _turn: turn })
     }
 
     /// The turn to load something. Whoever wants what is being loaded waits as long as that takes.
@@ -178,15 +196,11 @@ impl<M> Host<M> {
         if state.removing.contains(&model) {
             return Err(removed(model));
         }
-        Ok(match (state.loaded.take(), state.leaving) {
-            (Some((here, loaded)), _) if here == model => {
-                state.loaded = Some((here, Arc::clone(&loaded)));
-                Next::Here(loaded)
-            }
-            (Some((other, loaded)), _) => {
-                state.leaving = Some(other);
-                Next::Empty(other, loaded)
-            }
+        if let Some((_, loaded)) = state.loaded.as_ref().filter(|(here, _)| *here == model) {
+            return Ok(Next::Here(Arc::clone(loaded)));
+        }
+        Ok(match (state.leave(|_| true), state.leaving) {
+            (Some((other, loaded)), _) => Next::Empty(other, loaded),
             (None, Some(other)) => Next::Wait(other),
             (None, None) => {
                 let cancel = CancellationToken::new();
@@ -357,5 +371,23 @@ mod tests {
         assert!(matches!(&busy, NodeError::Busy(why) if why.contains("measuring")), "{busy}");
         drop(alone);
         assert_eq!(*get(&host, *B).await.unwrap(), "b");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_waits_for_what_is_being_removed() {
+        let host = Hosted::default();
+        let used = get(&host, *A).await.unwrap();
+        let other = host.clone();
+        let removing = tokio::spawn(async move { other.remove(*A).await });
+        while host.state().leaving.is_none() {
+            tokio::task::yield_now().await;
+        }
+        let other = host.clone();
+        let alone = tokio::spawn(async move { other.alone().await });
+        sleep(10 * SWITCH_LOOK).await;
+        assert!(!alone.is_finished(), "the model is still in memory");
+        drop(used);
+        drop(alone.await.unwrap().unwrap());
+        drop(removing.await.unwrap().unwrap());
     }
 }
