@@ -51,7 +51,7 @@ pub use cut::{Options, Sink, cut, cut_file};
 pub use error::{CutError, FileFault, HeaderFault, TensorFault};
 pub use families::{Families, Group, Stack};
 pub use list::{Listed, PARTIAL_PREFIX, list};
-pub use regular::open_regular;
+pub use regular::{open_regular, read_regular};
 pub use write::header;
 
 /// What is in a folder, or a file, before any of it is hashed.

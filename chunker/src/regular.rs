@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io,
+    io::{self, Read as _},
     path::Path,
 };
 
@@ -22,12 +22,24 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     }
 }
 
+/// All bytes of the file at `path`. One of more than `size_max` bytes is an error.
+pub fn read_regular(path: &Path, size_max: u64) -> io::Result<Vec<u8>> {
+    let file = open_regular(path)?;
+    let size = file.metadata()?.len();
+    if size_max < size {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{size} bytes are too many")));
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    file.take(size_max).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     #[cfg(unix)]
     #[test]
     fn what_is_no_file_is_an_error_and_nobody_waits() {
-        use std::{fs, io::Read as _};
+        use std::fs;
 
         use super::*;
 
@@ -40,8 +52,7 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{}", what.display());
         }
         fs::write(path("file"), "bytes").unwrap();
-        let mut text = String::new();
-        open_regular(&path("file")).unwrap().read_to_string(&mut text).unwrap();
-        assert_eq!(text, "bytes");
+        assert_eq!(read_regular(&path("file"), 5).unwrap(), b"bytes");
+        assert_eq!(read_regular(&path("file"), 4).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
     }
 }

@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use surf_chunker::read_regular;
 use surf_protocol::{Chunk, Manifest, ModelId, limits::MANIFEST_SIZE_MAX, manifest::ChunkEntry};
 use tokio::task::spawn_blocking;
 use url::Url;
@@ -123,7 +124,7 @@ async fn matches(
     let path = path.to_owned();
     blocking(move || match fs::symlink_metadata(&path) {
         Ok(there) if there.is_file() && sizes.contains(&there.len()) => {
-            let bytes = fs::read(&path).map_err(|cause| SyncError::File { path, cause })?;
+            let bytes = read_regular(&path, *sizes.end()).map_err(|cause| SyncError::File { path, cause })?;
             Ok(right(bytes.into()))
         }
         Ok(_) => Ok(false),

@@ -5,11 +5,10 @@
 
 use std::{
     fs,
-    io::Read,
     path::{Path, PathBuf},
 };
 
-use surf_chunker::{Listed, Options, open_regular};
+use surf_chunker::{Listed, Options, read_regular};
 
 use super::PublishError;
 
@@ -72,10 +71,8 @@ impl Secrets {
         if SECRET_SIZE_MAX < file.size {
             return None;
         }
-        let mut bytes = Vec::new();
-        let open = open_regular(&file.real).ok()?;
         // What cannot be read cannot be published either.
-        open.take(SECRET_SIZE_MAX).read_to_end(&mut bytes).ok()?;
+        let bytes = read_regular(&file.real, SECRET_SIZE_MAX).ok()?;
         let is_named = file.real.file_name().is_some_and(|name| name == NODE_KEY_FILE);
         let is_key = bytes.len() == NODE_KEY.0 && bytes.starts_with(&NODE_KEY.1);
         if is_named || is_key || self.is_own_key(&bytes) {

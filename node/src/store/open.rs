@@ -9,13 +9,13 @@
 use std::{
     collections::HashMap,
     fs::{self, File, TryLockError},
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use rayon::prelude::*;
-use surf_chunker::open_regular;
+use surf_chunker::read_regular;
 use surf_protocol::{
     ChunkId, Manifest, ModelId,
     limits::{CHUNK_SIZE_MAX, MANIFEST_SIZE_MAX},
@@ -128,7 +128,7 @@ pub(super) fn chunks(
 pub(super) fn catalogue(layout: &Layout, index: &Index) -> Result<Catalogue, StoreError> {
     let mut catalogue = Catalogue::default();
     for (path, name, _) in scan(&layout.manifests())? {
-        match read_bounded(&path, MANIFEST_SIZE_MAX as u64) {
+        match read_regular(&path, MANIFEST_SIZE_MAX as u64) {
             Ok(bytes) => match name.as_deref().and_then(|name| name.parse().ok()) {
                 Some(model) if ModelId::of(&bytes) == model => manifest(&path, &bytes, index, &mut catalogue),
                 // It stays until another takes its place: its name is what it can be fetched by.
@@ -146,14 +146,14 @@ pub(super) fn catalogue(layout: &Layout, index: &Index) -> Result<Catalogue, Sto
             continue;
         }
         let model = name.as_deref().and_then(|name| name.strip_suffix(".json")?.parse::<ModelId>().ok());
-        let note = read_bounded(&path, TEXT_SIZE_MAX).ok().and_then(|text| Note::decode(&text));
+        let note = read_regular(&path, TEXT_SIZE_MAX).ok().and_then(|text| Note::decode(&text));
         match model.zip(note) {
             Some((model, note)) => _ = catalogue.notes.insert(model, note),
             None => set_aside(&path),
         }
     }
     let path = layout.aliases();
-    match read_bounded(&path, TEXT_SIZE_MAX).map(|text| decode_aliases(&text)) {
+    match read_regular(&path, TEXT_SIZE_MAX).map(|text| decode_aliases(&text)) {
         Ok(Some(aliases)) => catalogue.aliases = aliases,
         Ok(None) => set_aside(&path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => (),
@@ -243,17 +243,6 @@ fn scan(dir: &Path) -> Result<Vec<(PathBuf, Option<String>, u64)>, StoreError> {
     let within = folders.par_iter().map(|folder| scan(folder)).collect::<Result<Vec<_>, _>>()?;
     found.extend(within.into_iter().flatten());
     Ok(found)
-}
-
-fn read_bounded(path: &Path, size_max: u64) -> io::Result<Vec<u8>> {
-    let file = open_regular(path)?;
-    let size = file.metadata()?.len();
-    if size_max < size {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{size} bytes are too many")));
-    }
-    let mut bytes = Vec::with_capacity(size as usize);
-    file.take(size_max).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 fn remove(path: &Path, why: &str) {

@@ -8,6 +8,7 @@
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use surf_chunker::read_regular;
 use surf_protocol::ChunkId;
 use tokio::time::{Instant, sleep};
 
@@ -58,6 +59,9 @@ struct Round {
 }
 
 const VERSION: u32 = 1;
+
+/// What is written down takes a few hundred bytes.
+const NOTE_SIZE_MAX: u64 = 4096;
 
 mod hex_id {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -139,7 +143,7 @@ struct Scrub<'a> {
 
 impl<'a> Scrub<'a> {
     async fn open(store: &'a Store, period: Duration) -> Self {
-        let text = store.blocking(|disk| std::fs::read(disk.layout.scrub())).await;
+        let text = store.blocking(|disk| read_regular(&disk.layout.scrub(), NOTE_SIZE_MAX)).await;
         let round = text.ok().and_then(Result::ok).and_then(|text| Round::read(&text, now_ms()));
         let round = round.unwrap_or_else(|| Round::new(now_ms()));
         let state = ScrubState { period, done: 0.0, finished: round.finished, bytes: 0, bad: 0 };

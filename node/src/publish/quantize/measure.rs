@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use surf_chunker::{Checkpoint, CutError, Options, Sink, open_regular};
+use surf_chunker::{Checkpoint, CutError, Options, Sink, open_regular, read_regular};
 use surf_protocol::{Chunk, ChunkId, VerifiedRange, manifest::ChunkEntry};
 use tokio::{runtime::Handle, task::spawn_blocking};
 
@@ -92,7 +92,8 @@ fn files(folder: &Path) -> Result<Files, MeasureError> {
         let path = folder.join(name);
         match fs::metadata(&path) {
             Ok(metadata) if metadata.len() <= FILE_SIZE_MAX => {
-                let bytes = fs::read(&path).map_err(|cause| MeasureError::File { path, cause })?;
+                let bytes =
+                    read_regular(&path, FILE_SIZE_MAX).map_err(|cause| MeasureError::File { path, cause })?;
                 files.0.insert(name.to_owned(), bytes.into());
             }
             _ => (),
