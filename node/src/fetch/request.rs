@@ -40,7 +40,7 @@ const INLINE_MAX: usize = 256 * 1024;
 /// finding the bytes are part of it.
 const HEAD_EXTRA: Duration = Duration::from_secs(5);
 
-/// Held while a manifest is checked.
+/// Held while a manifest is checked, by the thread that does it.
 static CHECKING: Semaphore = Semaphore::const_new(1);
 
 /// Why a request failed.
@@ -102,14 +102,15 @@ pub(super) enum BadManifest {
 /// ones take a while: they are checked on another thread.
 pub(super) async fn checked_manifest(model: ModelId, bytes: Bytes) -> Result<Manifest, BadManifest> {
     let len = bytes.len();
+    // One at a time, also when nobody waits for it any more: each takes up to four times its size in memory.
+    let turn = CHECKING.acquire().await;
     let check = move || {
+        let _turn = turn;
         if ModelId::of(&bytes) != model {
             return Err(BadManifest::Other);
         }
         Manifest::decode(&bytes).map_err(BadManifest::Unreadable)
     };
-    // One at a time: each takes up to four times its size in memory.
-    let _turn = CHECKING.acquire().await;
     off_worker(len, check).await
 }
 

@@ -6,11 +6,11 @@ use std::{
     fs, io,
     io::Write,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use serde::{Deserialize, Serialize};
-use surf_chunker::open_regular;
+use surf_chunker::read_regular;
 use surf_protocol::{
     FullName, ModelId, Name, NodeId, SignedName,
     limits::{NAME_LIFE_MAX_S, NAME_TEXT_SIZE_MAX},
@@ -36,8 +36,8 @@ const _: () = assert!((SEEN_MAX + NAMES_PER_PUBLISHER) * 8 * NAME_TEXT_SIZE_MAX 
 pub(in crate::node) struct Book {
     path: PathBuf,
     state: Mutex<State>,
-    /// Held across writing the file, so that an older state does not replace a newer one.
-    writing: tokio::sync::Mutex<()>,
+    /// Held by the thread that writes the file, so that an older state does not replace a newer one.
+    writing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The file cannot be used.
@@ -83,20 +83,13 @@ impl Book {
     /// Opens the file at `path`; an empty book, if there is none. What is damaged is set aside, and what can
     /// be read of it is used.
     pub(in crate::node) fn open(path: &Path) -> Self {
-        let text = match open_regular(path) {
-            Ok(file) => {
-                let mut text = Vec::new();
-                io::Read::read_to_end(&mut io::Read::take(file, FILE_SIZE_MAX), &mut text).map(|_| text)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Self::with(path, State::default());
-            }
-            Err(error) => Err(error),
-        };
-        let (state, why) = match text.map(|text| State::decode(&text)) {
+        let (state, why) = match read_regular(path, FILE_SIZE_MAX).map(|text| State::decode(&text)) {
             Ok(Some((state, 0))) => return Self::with(path, state),
             Ok(Some((state, damaged))) => (state, format!("{damaged} of its records are damaged")),
             Ok(None) => (State::default(), "it is no list of signed names, or of a later version".to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Self::with(path, State::default());
+            }
             Err(error) => (State::default(), error.to_string()),
         };
         set_aside(path, &why);
@@ -104,7 +97,7 @@ impl Book {
     }
 
     fn with(path: &Path, state: State) -> Self {
-        Self { path: path.to_owned(), state: Mutex::new(state), writing: tokio::sync::Mutex::default() }
+        Self { path: path.to_owned(), state: Mutex::new(state), writing: Arc::default() }
     }
 
     /// The names that this node has published.
@@ -164,11 +157,14 @@ impl Book {
     }
 
     async fn write(&self) -> Result<(), BookError> {
-        let _writing = self.writing.lock().await;
+        let writing = Arc::clone(&self.writing).lock_owned().await;
         let (path, text) = (self.path.clone(), self.state().encode());
         let written = tokio::task::spawn_blocking({
             let path = path.clone();
-            move || replace(&path, &text)
+            move || {
+                let _writing = writing;
+                replace(&path, &text)
+            }
         });
         let written = written.await.unwrap_or_else(|error| Err(io::Error::other(error)));
         written.map_err(|cause| BookError::Io { path, cause })
