@@ -163,7 +163,7 @@ fn show(output: &Output, told: &Told, names: &BTreeMap<String, &str>) -> Result<
     let mut text = format!("First token after {}.\n", human::seconds(told.first_ms / 1e3));
     if let Some(layer_0) = layer_0.filter(|&at| at < last) {
         let ahead = human::seconds((last - layer_0) as f64 / 1e6);
-        text.push_str(&format!("Block 0 was computed {ahead} before the last chunk arrived.\n"));
+        text.push_str(&format!("The first layer was computed {ahead} before the last chunk arrived.\n"));
     }
     text.push_str("\nWhere the bytes came from:\n");
     for (peer, bytes) in &sources {
