@@ -89,6 +89,10 @@ async fn what_does_not_fit_is_said_before_anything_is_fetched() {
         ("num_key_value_heads", json!(7), "num_key_value_heads"),
         ("num_hidden_layers", json!(1_000_000), "num_hidden_layers"),
         ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}), "rope_type"),
+        // Candle makes tables of these sizes before anything else.
+        ("partial_rotary_factor", json!(1e5), "partial_rotary_factor must be above 0 and at most 1"),
+        ("partial_rotary_factor", json!(-1), "partial_rotary_factor must be above 0 and at most 1"),
+        ("rope_parameters", json!({"partial_rotary_factor": 2e5}), "partial_rotary_factor must be"),
     ] {
         let mut object = files.object("config.json").unwrap();
         object.insert(field.to_owned(), value);
@@ -96,6 +100,15 @@ async fn what_does_not_fit_is_said_before_anything_is_fetched() {
         files.0.insert("config.json".to_owned(), Value::Object(object).to_string().into());
         let error = load(&files, u64::MAX).unwrap_err().to_string();
         assert!(error.contains(said), "{field}: {error}");
+    }
+    // Some divide their width by the heads, whatever is said of their size.
+    for family in ["olmo", "olmo2", "phi", "starcoder2"] {
+        let mut files = self::files(&fixture(&format!("variants/{family}")));
+        let mut object = files.object("config.json").unwrap();
+        object.insert("head_dim".to_owned(), json!(1));
+        files.0.insert("config.json".to_owned(), Value::Object(object).to_string().into());
+        let error = load(&files, u64::MAX).unwrap_err().to_string();
+        assert_eq!(error, format!("config.json: head_dim is 1; heads of {family:?} divide hidden_size"));
     }
     // Sizes that the tensors do not have show when they come.
     let mut object = files.object("config.json").unwrap();

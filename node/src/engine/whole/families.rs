@@ -101,6 +101,11 @@ impl Family {
         Families::default().model_type(self.architecture).unwrap_or_default()
     }
 
+    /// Whether the size of its heads is configured, and not the hidden size over their number.
+    pub(super) fn takes_head_dim(&self) -> bool {
+        matches!(self.architecture, Architecture::Gemma | Architecture::Helium)
+    }
+
     /// The configuration in the words that candle knows, for `context` positions.
     pub(super) fn config(
         &self,
@@ -130,6 +135,9 @@ impl Family {
         known.insert("max_position_embeddings".to_owned(), json!(context));
         known.entry("rope_theta").or_insert(json!(10_000.0));
         known.entry("partial_rotary_factor").or_insert(json!(0.5));
+        if !known["partial_rotary_factor"].as_f64().is_some_and(|factor| 0.0 < factor && factor <= 1.0) {
+            return Err(fields.invalid("partial_rotary_factor", "must be above 0 and at most 1"));
+        }
         if !known.contains_key("num_key_value_heads") {
             known.extend(
                 config

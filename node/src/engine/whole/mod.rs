@@ -119,7 +119,14 @@ pub(crate) fn describe(
     let hidden = fields.count("hidden_size", 1..=1 << 16)?;
     let heads = fields.count("num_attention_heads", 1..=1024)?;
     let kv_heads = fields.count_if("num_key_value_heads", 1..=1024)?.unwrap_or(heads);
-    let head_dim = fields.count_if("head_dim", 1..=1024)?.unwrap_or(hidden / heads);
+    let head_dim = match fields.count_if("head_dim", 1..=1024)? {
+        Some(head_dim) if !family.takes_head_dim() && head_dim * heads != hidden => {
+            let reason = format!("is {head_dim}; heads of {:?} divide hidden_size", family.model_type());
+            return Err(fields.invalid("head_dim", reason));
+        }
+        Some(head_dim) => head_dim,
+        None => hidden / heads,
+    };
     for (name, fits) in [
         ("num_attention_heads", 0 < head_dim && (fields.has("head_dim") || hidden.is_multiple_of(heads))),
         ("num_key_value_heads", heads.is_multiple_of(kv_heads)),
