@@ -134,7 +134,7 @@ async fn a_model_in_another_format_is_distributed_and_not_run() {
     let (_seed, empty, model) = pair(folder.path(), PLENTY).await;
     let refused = empty.node.generate(&model, Request::new(Prompt::Tokens(vec![1]))).await.err().unwrap();
     let refused = refused.to_string();
-    assert!(refused.contains("cannot be run: the weights in model.onnx are in a format"), "{refused}");
+    assert!(refused.contains("cannot run: the weights in model.onnx are in a format"), "{refused}");
 }
 
 /// The logits to compare with. Those that came with the sharded model were computed after its rotary

@@ -8,6 +8,7 @@ mod embeddings;
 mod names;
 mod origin;
 mod publish;
+mod shown;
 mod store;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ pub use origin::{OriginSyncRequest, OriginSynced};
 pub use publish::{
     PublishEvent, PublishPhase, PublishProgress, PublishRequest, Published, Quality, Quantized,
 };
+pub(crate) use shown::{escaped, is_obeyed, sentence};
 pub use store::{ScrubStatus, StoreStatus};
 
 /// The state of a node.

@@ -199,8 +199,7 @@ pub(crate) fn load(
     let config = config(listing, files)?;
     let Choice { tensors, grouping, fault } = choose(listing, families, config.as_deref(), files)?;
     let group_of = |name: &str| grouping.map_or_else(|| by_name(name), |grouping| grouping.of(name));
-    let mut loaded =
-        Loaded { fault: fault.map(|fault| format!("the model cannot be run: {fault}")), ..Loaded::default() };
+    let mut loaded = Loaded { fault, ..Loaded::default() };
     for tensor in tensors {
         match dtype::read(tensor) {
             Ok((dtype, shape)) => loaded.parameters.push(Parameter {
@@ -215,7 +214,7 @@ pub(crate) fn load(
             Err(_) if grouping.is_some() && matches!(group_of(&tensor.name), Group::Named(_)) => (),
             Err(why) => {
                 let (path, _) = listing.files[tensor.file as usize];
-                let fault = || format!("the model cannot be run: tensor {:?} of {path} {why}", tensor.name);
+                let fault = || format!("tensor {:?} of {path} {why}", tensor.name);
                 loaded.fault.get_or_insert_with(fault);
             }
         }

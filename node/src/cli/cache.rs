@@ -98,7 +98,7 @@ impl Verify {
             0 => Ok(()),
             _ => {
                 let error = CliError::failed(format!("{lost} chunks were bad and are no longer kept"));
-                Err(error.hint("the node fetches them again when somebody has them; --repair waits for it"))
+                Err(error.hint("`surf-node pull` fetches them again, when somebody has them"))
             }
         }
     }

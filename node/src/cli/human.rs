@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::api::{escaped, is_obeyed};
+
 /// Characters between columns.
 const GAP: &str = "  ";
 
@@ -55,25 +57,12 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
 
 /// `text` with what a terminal would obey written out. Lines and tabs stay.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
-    escaped(text, |c| c.is_control() && !matches!(c, '\n' | '\t') || is_reordering(c))
+    escaped(text, |c| is_obeyed(c) && !matches!(c, '\n' | '\t'))
 }
 
 /// A name from elsewhere, on one line.
 pub(crate) fn name(text: &str) -> Cow<'_, str> {
-    escaped(text, |c| c.is_control() || is_reordering(c))
-}
-
-/// Characters that make text look like other text.
-fn is_reordering(c: char) -> bool {
-    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-fn escaped(text: &str, is_bad: impl Fn(char) -> bool) -> Cow<'_, str> {
-    if !text.contains(&is_bad) {
-        return Cow::Borrowed(text);
-    }
-    let write = |c: char| if is_bad(c) { c.escape_default().to_string() } else { c.to_string() };
-    Cow::Owned(text.chars().map(write).collect())
+    escaped(text, is_obeyed)
 }
 
 /// The beginning of a model id, by which the commands know the model as well.

@@ -12,7 +12,12 @@ use super::{
     human, logging, machine,
     settings::{self, Machine, Settings},
 };
-use crate::{config::Config, node::Node, rpc};
+use crate::{
+    config::Config,
+    node::{Node, StartError},
+    rpc,
+    swarm::ListenError,
+};
 
 /// Run a node until SIGINT or SIGTERM; a second signal stops at once
 ///
@@ -75,7 +80,18 @@ impl Join {
 }
 
 async fn start(config: Config) -> Result<Node, CliError> {
-    Node::start(config).await.map_err(|error| CliError::failed(error.to_string()))
+    Node::start(config).await.map_err(|error| {
+        let failed = CliError::failed(error.to_string());
+        match error {
+            StartError::Listen(ListenError::Address { .. }) => {
+                failed.hint("choose another place with --listen IP:PORT; port 0 picks a free one")
+            }
+            StartError::Bind(_) => {
+                failed.hint("choose another place with --transfer IP:PORT; port 0 picks a free one")
+            }
+            _ => failed,
+        }
+    })
 }
 
 fn look_around(data_dir: &std::path::Path) -> Machine {

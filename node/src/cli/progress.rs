@@ -45,6 +45,11 @@ impl Progress {
 
     /// Shows `done` of `total` bytes, and `more` about it.
     pub(crate) fn bytes(&mut self, done: u64, total: u64, more: &str) {
+        if total == 0 {
+            // Nobody has said yet how much it is.
+            let more = more.strip_prefix(" · ").unwrap_or(more);
+            return self.show(0, 1, more);
+        }
         let share = human::percent(done, total);
         self.show(done, total, &format!("{share} of {}{more}", human::bytes(total)));
     }

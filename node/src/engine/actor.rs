@@ -125,7 +125,7 @@ impl Actor {
     fn start(&mut self, job: Box<Job>) {
         let shape = self.model.shape();
         if !self.preempted.is_empty()
-            || !self.has_room(Sequence::bytes_of(&job.request, job.prompt.len(), shape))
+            || !self.has_room(Sequence::bytes_of(&job.request, job.prompt.len(), shape, &self.text))
         {
             self.next = Some(job);
             return;

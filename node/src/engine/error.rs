@@ -24,7 +24,7 @@ pub enum EngineError {
     #[error("{0}")]
     Weightless(String),
     /// A model whose weights nobody here can read.
-    #[error("the model is distributed like any other, but cannot be run: {}", no_weights(.found))]
+    #[error("{}", no_weights(.found))]
     NoWeights {
         /// Some of the files that hold them, by their names.
         found: Vec<String>,

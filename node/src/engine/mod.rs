@@ -278,7 +278,7 @@ impl Engine {
             Kind::Seq2Seq { .. } => 1,
             Kind::Causal | Kind::Encoder { .. } => prompt.len(),
         };
-        let needed = Sequence::bytes_of(&request, prompt.len(), self.shape);
+        let needed = Sequence::bytes_of(&request, prompt.len(), self.shape, &self.text);
         self.check_memory("the prompt", prompt.len(), needed)?;
         let room = self.context() - taken;
         let tokens_max = request.max_tokens.map_or(room, |max| max.min(room));
@@ -450,6 +450,17 @@ pub fn usable(config: &config::Engine) -> Result<(), EngineError> {
 pub fn shares(files: &Files, manifest: &Checkpoint, config: &config::Engine) -> Result<Shares, EngineError> {
     let (.., shares) = described(files, manifest, config.memory, memory::threads())?;
     Ok(shares)
+}
+
+/// Tokens in the vocabulary of the model that `files` and `manifest` describe, as its configuration says, or why it
+/// cannot run here. `files` need only hold the configuration.
+pub fn vocabulary(
+    files: &Files,
+    manifest: &Checkpoint,
+    config: &config::Engine,
+) -> Result<usize, EngineError> {
+    let (shape, ..) = described(files, manifest, config.memory, memory::threads())?;
+    Ok(shape.vocab)
 }
 
 /// Sizes of the model that `files` and `manifest` describe, and how `memory` bytes are shared for it.

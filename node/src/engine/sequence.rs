@@ -30,6 +30,9 @@ const TOKEN_BYTES: u64 = 16;
 const TOLD_BYTES: u64 = 256;
 const ALTERNATIVE_BYTES: u64 = 96;
 
+/// Bytes of a token's text that these have room for.
+const SHORT_BYTES: usize = 32;
+
 /// Events that one pass may cause: the prompt, a token, the end.
 const EVENTS_PER_PASS: usize = 3;
 
@@ -139,7 +142,7 @@ impl Sequence {
             given: tokens.len(),
             tokens,
             source,
-            beside: beside(&job.request, job.prompt.len(), shape),
+            beside: beside(&job.request, job.prompt.len(), shape, text),
             echoed: false,
             ttft: None,
             full_since: None,
@@ -190,9 +193,9 @@ impl Sequence {
     }
 
     /// Bytes that a sequence takes to begin with, for this request with a prompt of so many tokens.
-    pub(crate) fn bytes_of(request: &Request, prompt_tokens: usize, shape: Shape) -> u64 {
+    pub(crate) fn bytes_of(request: &Request, prompt_tokens: usize, shape: Shape, text: &Text) -> u64 {
         let given = if let Kind::Seq2Seq { .. } = shape.kind { 1 } else { prompt_tokens };
-        shape.cache.bytes(given).saturating_add(beside(request, prompt_tokens, shape))
+        shape.cache.bytes(given).saturating_add(beside(request, prompt_tokens, shape, text))
     }
 
     /// Tokens that it has, the prompt's included.
@@ -350,7 +353,7 @@ impl Sequence {
 
 /// Bytes that a sequence takes beside its keys and values: what it looks back at, its tokens, and what is
 /// told of a prompt that is echoed.
-fn beside(request: &Request, prompt_tokens: usize, shape: Shape) -> u64 {
+fn beside(request: &Request, prompt_tokens: usize, shape: Shape, text: &Text) -> u64 {
     let tokens = prompt_tokens as u64;
     let source = match shape.kind {
         // With the encoder's output, until its keys and values are made.
@@ -360,7 +363,9 @@ fn beside(request: &Request, prompt_tokens: usize, shape: Shape) -> u64 {
         Kind::Causal | Kind::Encoder { .. } => 0,
     };
     let alternatives = request.logprobs.map_or(0, |top| top.min(ALTERNATIVES_MAX)) as u64;
-    let told = if request.echo { TOLD_BYTES + ALTERNATIVE_BYTES * alternatives } else { 0 };
+    let longer = text.piece_bytes_max().saturating_sub(SHORT_BYTES) as u64;
+    let told = TOLD_BYTES + 2 * longer + (ALTERNATIVE_BYTES + longer) * alternatives;
+    let told = if request.echo { told } else { 0 };
     source.saturating_add(tokens * (TOKEN_BYTES + told))
 }
 

@@ -92,6 +92,11 @@ impl Text {
         self.detokenizer.as_ref().map_or_else(Vec::new, |detokenizer| detokenizer.bytes(id, first))
     }
 
+    /// Bytes that the text of one token may have.
+    pub(crate) fn piece_bytes_max(&self) -> usize {
+        self.detokenizer.as_ref().map_or(0, |detokenizer| detokenizer.piece_bytes_max())
+    }
+
     /// A decoder for a whole text, with special tokens if `special`.
     pub(crate) fn echo_decoder(&self, special: bool) -> Decoder {
         Decoder::new(self.detokenizer.clone(), special)

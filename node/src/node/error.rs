@@ -37,9 +37,13 @@ impl NodeError {
         Self::NotFound(format!("the model {model} is not on this node"))
     }
 
-    /// No peer has the model, and no origin, or they could not tell because of `failure`.
-    pub(super) fn no_manifest(model: ModelId, failure: Option<&SourceError>) -> Self {
+    /// No peer has the model, and no origin, or they could not tell because of `failure`. `peers` is how many are
+    /// connected.
+    pub(super) fn no_manifest(model: ModelId, failure: Option<&SourceError>, peers: usize) -> Self {
         match failure {
+            None if peers == 0 => Self::NotFound(format!(
+                "nobody reachable has the model {model}; this node is connected to no peer (`status` says more)"
+            )),
             None => Self::NotFound(format!("nobody reachable has the model {model}")),
             Some(failure) => Self::NotFound(format!("no peer has the model {model}; {failure}")),
         }
@@ -59,7 +63,7 @@ impl From<SourceError> for NodeError {
 impl From<ResolveError> for NodeError {
     fn from(error: ResolveError) -> Self {
         match error {
-            ResolveError::Unknown { .. } => Self::NotFound(error.to_string()),
+            ResolveError::Unknown { .. } | ResolveError::Digits { .. } => Self::NotFound(error.to_string()),
             _ => Self::Invalid(error.to_string()),
         }
     }
@@ -137,9 +141,8 @@ impl From<EngineError> for NodeError {
         match error {
             EngineError::Busy(_) => Self::Busy(error.to_string()),
             EngineError::Weights(WeightsError::Source(error)) => error.into(),
-            EngineError::Weights(_)
+            EngineError::Weights(WeightsError::Unsettled | WeightsError::Stopped)
             | EngineError::Compute(_)
-            | EngineError::NotFinite
             | EngineError::Stalled(_)
             | EngineError::Stopped => Self::Failed(error.to_string()),
             // The model or the request cannot be run as it is; asking again does not help.

@@ -10,6 +10,7 @@ use std::{any::Any, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use surf_chunker::Checkpoint;
 use surf_protocol::{Manifest, ModelId};
 use tokio::{runtime::Handle, sync::mpsc, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -42,6 +43,16 @@ pub(super) struct Loaded {
     _lease: Lease,
     /// And others who want them know us.
     _wanting: Wanting,
+}
+
+/// A model whose weights can be asked for.
+#[derive(Debug)]
+struct Prepared {
+    checkpoint: Arc<Checkpoint>,
+    files: engine::Files,
+    source: Arc<dyn ModelSource>,
+    lease: Lease,
+    wanting: Wanting,
 }
 
 /// A generation under way: its events, and the model that must stay as long as they come.
@@ -116,16 +127,30 @@ impl Node {
 
     async fn loaded(&self, model: &str) -> Result<Arc<Loaded>, NodeError> {
         let manifest = self.manifest(model).await?;
-        self.parts.loaded.host.get(manifest.id(), self.load(manifest)).await
+        let (host, id) = (&self.parts.loaded.host, manifest.id());
+        host.get(id, self.prepared(manifest), |prepared| self.load(prepared)).await
     }
 
-    async fn load(&self, manifest: Arc<Manifest>) -> Result<Loaded, NodeError> {
-        let wanting = self.parts.wanted.want(manifest.id());
+    /// What of a model is read before its weights. Fails if it cannot be run.
+    async fn prepared(&self, manifest: Arc<Manifest>) -> Result<Prepared, NodeError> {
+        let id = manifest.id();
+        let wanting = self.parts.wanted.want(id);
         let lease = self.parts.store.lease(manifest.chunks().iter().map(|chunk| chunk.id));
         let source: Arc<dyn ModelSource> = Arc::new(self.parts.fetcher.model(Arc::clone(&manifest)));
         let checkpoint = Arc::new(files::checkpoint(&source, manifest).await?);
-        engine::runnable(&checkpoint)?;
-        let files = files::all(&*source, &checkpoint).await?;
+        let read = async {
+            engine::runnable(&checkpoint)?;
+            files::all(&*source, &checkpoint, &self.parts.config.engine).await
+        };
+        let files = read.await.map_err(|error| match error {
+            NodeError::Invalid(why) => NodeError::Invalid(format!("the model {id} cannot run: {why}")),
+            other => other,
+        })?;
+        Ok(Prepared { checkpoint, files, source, lease, wanting })
+    }
+
+    async fn load(&self, prepared: Prepared) -> Result<Loaded, NodeError> {
+        let Prepared { checkpoint, files, source, lease, wanting } = prepared;
         let config = self.parts.config.engine;
         let runtime = Handle::current();
         let journal = Arc::clone(&self.parts.journal);

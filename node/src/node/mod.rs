@@ -258,7 +258,7 @@ impl Node {
         self.parts.announcing.abort();
         self.parts.naming.abort();
         self.parts.tending.abort();
-        self.parts.endpoint.close().await;
+        tokio::join!(self.parts.endpoint.close(), self.parts.swarm.leave());
     }
 }
 

@@ -1,7 +1,7 @@
 //! What can be done with models: publish, pull, export and the rest.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, Weak},
     time::Duration,
@@ -34,6 +34,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How much longer after the start, when the first peers have yet to be met.
 pub(super) const PATIENCE_AT_START: Duration = Duration::from_secs(5);
+
+/// How long a pull may take to notice that its model is removed.
+const LET_GO: Duration = Duration::from_secs(1);
 
 /// The pause between two looks.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -70,7 +73,7 @@ impl Node {
         }
         self.no_secrets(&request).await?;
         let (store, tell) = (&self.parts.store, move |now| tell(&progress, now));
-        let (_, published) = if request.quantize.is_some() {
+        let (manifest, mut published) = if request.quantize.is_some() {
             let Config { data_dir, engine, .. } = &self.parts.config;
             let host = Some(Arc::new(self.clone()) as _);
             let quantizing = Quantizing { data_dir: data_dir.clone(), engine: *engine, host };
@@ -79,6 +82,11 @@ impl Node {
             let tell = move |amount| tell(PublishProgress { phase: PublishPhase::Publishing, amount });
             publish::folder(store, &request, tell).await?
         };
+        if published.notices.is_empty()
+            && let Err(why) = self.verdict(manifest.id()).await
+        {
+            published.notices.push(publish::unrunnable(why));
+        }
         Ok(published)
     }
 
@@ -192,8 +200,20 @@ impl Node {
     pub async fn remove(&self, model: &str) -> Result<Freed, NodeError> {
         let model = self.here(model).await?;
         let _removing = self.unload(model).await?;
-        let freed = self.parts.store.remove(model).await?;
-        Ok(Freed { freed_bytes: freed.bytes })
+        let manifest = self.parts.store.manifest_of(model);
+        let mut freed = self.parts.store.remove(model).await?.bytes;
+        let chunks: HashSet<ChunkId> =
+            manifest.iter().flat_map(|manifest| manifest.chunks()).map(|chunk| chunk.id).collect();
+        // Whoever pulls it notices soon, and lets go of what has come.
+        let deadline = Instant::now() + LET_GO;
+        loop {
+            let (more, leased) = self.parts.store.sweep(chunks.clone()).await?;
+            freed += more.bytes;
+            if leased == 0 || deadline < Instant::now() {
+                return Ok(Freed { freed_bytes: freed });
+            }
+            sleep(LET_GO / 20).await;
+        }
     }
 
     /// Removes what belongs to no model here.
@@ -251,7 +271,7 @@ impl Node {
             // Once an origin has answered, waiting for first peers is over.
             let started = if failure.is_some() { began } else { self.parts.started + PATIENCE_AT_START };
             if began.max(started) + PATIENCE < Instant::now() {
-                return Err(NodeError::no_manifest(id, failure.as_ref()));
+                return Err(NodeError::no_manifest(id, failure.as_ref(), self.parts.swarm.connected()));
             }
             sleep(LOOK_AGAIN).await;
         }

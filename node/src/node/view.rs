@@ -10,6 +10,7 @@ use crate::{
     api::{
         FileInfo, GroupInfo, Limits, LimitsRequest, ModelDetail, ModelInfo, PeerView, PullProgress,
         PullSource, Pulled, ReachStatus, ScrubStatus, Status, StoreStatus, TransferSource, TransferStatus,
+        sentence,
     },
     config::Rate,
     fetch::{Dialer, HolderState, Route, Source, Standing, Traffic, explain},
@@ -287,7 +288,7 @@ pub(super) fn model(summary: ModelSummary, verdict: Result<(), String>) -> Model
         pinned: summary.pinned,
         complete: summary.held_chunks == summary.chunks,
         runs: verdict.is_ok(),
-        why_not: verdict.err(),
+        why_not: verdict.err().map(|why| sentence(&why)),
     }
 }
 

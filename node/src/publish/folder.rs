@@ -16,7 +16,7 @@ use tokio::{runtime, task::spawn_blocking};
 
 use super::export;
 use crate::{
-    api::{Amount, PublishRequest, Published},
+    api::{Amount, PublishRequest, Published, sentence},
     store::{Lease, Store, StoreError},
 };
 
@@ -106,7 +106,7 @@ pub async fn folder(
         new_chunks,
         bytes: manifest.files().iter().map(|file| file.size).sum(),
         new_bytes,
-        notices: notices(&manifest, &request.path).into_iter().chain(fault).collect(),
+        notices: notices(&manifest, &request.path).into_iter().chain(fault.map(unrunnable)).collect(),
         quantized: None,
     };
     Ok((manifest, published))
@@ -119,6 +119,11 @@ fn name_is_free(store: &Store, request: &PublishRequest, after: ModelId) -> Resu
         Some(before) if before != after => Err(PublishError::NameTaken { name: name.clone(), before, after }),
         _ => Ok(()),
     }
+}
+
+/// What the publisher should know of a model that cannot be run.
+pub(crate) fn unrunnable(why: impl AsRef<str>) -> String {
+    format!("the model cannot run: {}", sentence(why.as_ref()))
 }
 
 /// What the publisher should know.

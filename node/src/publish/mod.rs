@@ -18,6 +18,7 @@ mod secrets;
 
 pub use announced::Announced;
 pub use export::{ExportError, export};
+pub(crate) use folder::unrunnable;
 pub use folder::{PublishError, folder};
 pub use pull::{Pull, PullError, pull};
 pub use quantize::{Kind, ModelHost, QuantizeError, Quantizing, Unsuitable, WriteError, quantized, sweep};

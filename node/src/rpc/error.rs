@@ -7,7 +7,7 @@ use axum::{
 };
 
 use crate::{
-    api::{ErrorBody, ErrorDetail},
+    api::{ErrorBody, ErrorDetail, sentence},
     node::NodeError,
 };
 
@@ -49,27 +49,27 @@ pub(super) struct ApiError {
 }
 
 impl ApiError {
-    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), param: None }
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl AsRef<str>) -> Self {
+        Self { status, code, message: sentence(message.as_ref()), param: None }
     }
 
     /// The request makes no sense.
-    pub(super) fn invalid(message: impl Into<String>) -> Self {
+    pub(super) fn invalid(message: impl AsRef<str>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code::INVALID, message)
     }
 
     /// The parameter `param` makes no sense.
-    pub(super) fn param(param: &str, message: impl Into<String>) -> Self {
+    pub(super) fn param(param: &str, message: impl AsRef<str>) -> Self {
         Self { param: Some(param.to_owned()), ..Self::invalid(message) }
     }
 
     /// There is no such thing.
-    pub(super) fn not_found(message: impl Into<String>) -> Self {
+    pub(super) fn not_found(message: impl AsRef<str>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code::NOT_FOUND, message)
     }
 
     /// It was tried and did not work.
-    pub(super) fn failed(message: impl Into<String>) -> Self {
+    pub(super) fn failed(message: impl AsRef<str>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, code::FAILED, message)
     }
 

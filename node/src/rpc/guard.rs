@@ -83,7 +83,7 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
     }
 }
 
-fn forbidden(message: impl Into<String>) -> ApiError {
+fn forbidden(message: impl AsRef<str>) -> ApiError {
     ApiError::new(StatusCode::FORBIDDEN, code::FORBIDDEN, message)
 }
 

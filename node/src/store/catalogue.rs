@@ -53,6 +53,9 @@ impl Catalogue {
         }
         match (candidates.len(), candidates.first()) {
             (1, Some(&id)) => Ok(id),
+            (0, _) if meant_as_id && looks_like_digits(&digits) => {
+                Err(ResolveError::Digits { text: text.to_owned(), digits: digits.len() })
+            }
             (0, _) => Err(ResolveError::Unknown(text.to_owned())),
             _ => {
                 let candidates = candidates.into_iter().collect();

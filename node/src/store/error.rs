@@ -125,6 +125,14 @@ pub enum ResolveError {
         /// The models that it could be, in order.
         candidates: Vec<ModelId>,
     },
+    /// Not as many digits as an id has, and nothing here starts with them.
+    #[error("no model here is called {text:?}; a model's id has 64 digits, and this has {digits}")]
+    Digits {
+        /// What was asked for.
+        text: String,
+        /// How many there are.
+        digits: usize,
+    },
     /// Too few digits to mean a model by.
     #[error("{0:?} is too short for a model id: give at least 8 digits")]
     TooShort(String),

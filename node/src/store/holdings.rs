@@ -20,9 +20,6 @@ use super::{
     space::Space,
 };
 
-/// Places in users' files that are remembered for one chunk. More would only cost memory.
-const RANGES_MAX: usize = 4;
-
 /// How much more must be used before a search for what may go is worth repeating that found too little.
 const EXHAUSTED_BYTES: u64 = 64 << 20;
 
@@ -293,6 +290,11 @@ impl Holdings {
         (taken, bytes)
     }
 
+    /// Whether a chunk is under a lease.
+    pub(super) fn is_leased(&self, id: &ChunkId) -> bool {
+        self.leased.contains(*id)
+    }
+
     /// Forgets the parts of users' files that `doomed` says yes to: file and offset.
     pub(super) fn forget_ranges(&mut self, doomed: impl Fn(&Arc<UserFile>, u64) -> bool) {
         self.chunks.retain(|_, held| {
@@ -402,9 +404,10 @@ impl Holdings {
     fn add_range(&mut self, entry: ChunkEntry, file: &Arc<UserFile>, offset: u64) {
         let empty = || Held::new(entry.size);
         let ranges = &mut self.chunks.entry(entry.id).or_insert_with(empty).ranges;
-        // Once in each file will do: a chunk of zeros may be in a file thousands of times.
-        let known = ranges.iter().any(|range| Arc::ptr_eq(&range.file, file));
-        if !known && ranges.len() < RANGES_MAX {
+        // Once in each file will do: a chunk of zeros may be in a file thousands of times. But in every file, because
+        // any of them may be the one that stays. Files are added one after the other.
+        let known = ranges.last().is_some_and(|range| Arc::ptr_eq(&range.file, file));
+        if !known {
             ranges.push(Range { file: Arc::clone(file), offset });
         }
     }

@@ -50,7 +50,12 @@ mod writable;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -275,6 +280,12 @@ impl Store {
     /// model here names. Those under a lease stay, until [`Store::gc`]. Files of the user's stay.
     pub async fn remove(&self, model: ModelId) -> Result<Freed, StoreError> {
         self.blocking(move |disk| disk.remove(model)).await?
+    }
+
+    /// Removes those chunk files of `chunks` that belong to no model here. Returns also how many of them are under a
+    /// lease, and stay.
+    pub async fn sweep(&self, chunks: HashSet<ChunkId>) -> Result<(Freed, usize), StoreError> {
+        self.blocking(move |disk| disk.sweep(&chunks)).await?
     }
 
     /// Removes chunk files that belong to no model here and are not under a lease, and references to

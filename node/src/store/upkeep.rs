@@ -155,6 +155,22 @@ impl Disk {
         Ok(Freed { chunks: gone.len(), bytes })
     }
 
+    /// Removes those of `chunks` that belong to no model. The number is that of those under a lease, which stay.
+    pub(super) fn sweep(&self, chunks: &HashSet<ChunkId>) -> Result<(Freed, usize), StoreError> {
+        let writing = self.writing();
+        let named = self.catalogue().named_chunks();
+        let unnamed = |id: &ChunkId| chunks.contains(id) && !named.contains(id);
+        let (gone, bytes, leased) = {
+            let mut holdings = self.holdings();
+            let (gone, bytes) = holdings.take_own_where(unnamed);
+            (gone, bytes, chunks.iter().filter(|id| unnamed(id) && holdings.is_leased(id)).count())
+        };
+        drop(writing);
+        self.discard(&gone);
+        self.changed();
+        Ok((Freed { chunks: gone.len(), bytes }, leased))
+    }
+
     /// Removes what belongs to no model, and forgets users' files that are gone or have changed.
     pub(super) fn gc(&self) -> Result<Freed, StoreError> {
         let user_files = self.holdings().user_files();

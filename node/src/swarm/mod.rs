@@ -183,6 +183,7 @@ enum Command {
     Name { key: [u8; 32], reply: oneshot::Sender<Vec<Vec<u8>>> },
     Reachable { reply: oneshot::Sender<Reachable> },
     Open { peer: NodeId, bulk: bool, reply: oneshot::Sender<Result<reach::Opened, reach::Unopened>> },
+    Leave { reply: oneshot::Sender<()> },
 }
 
 /// Starts the swarm task. Returns when the node listens; joining goes on behind. `data` is where this
@@ -225,6 +226,11 @@ impl Handle {
     /// The peers that we are connected to, ordered by id. Empty when the node is shutting down.
     pub async fn peers(&self) -> Vec<PeerInfo> {
         self.ask(|reply| Command::Peers { reply }).await.unwrap_or_default()
+    }
+
+    /// Closes all connections, so that peers need not find out that this node is gone. Nothing can be asked after.
+    pub async fn leave(&self) {
+        let _ = self.ask(|reply| Command::Leave { reply }).await;
     }
 
     /// How others reach this node. `None` when it is shutting down.

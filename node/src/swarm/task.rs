@@ -28,7 +28,7 @@ use libp2p::{
 use surf_protocol::{NodeId, SignedContact, SignedName};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::debug;
 
@@ -64,6 +64,10 @@ const SWEEP: Duration = Duration::from_secs(60);
 
 /// The longest the task sleeps: it should notice soon that the machine has slept.
 const NAP_MAX: Duration = Duration::from_secs(5);
+
+/// How long closing all connections may take, and how long what says so needs to get out.
+const GOODBYE: Duration = Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_millis(20);
 
 /// What others see of the task.
 pub(super) type Counts = (Arc<AtomicUsize>, Arc<Meter>, watch::Sender<Neighbours>);
@@ -195,6 +199,11 @@ impl Task {
                 // Our own questions before the network's: a stranger cannot starve us.
                 biased;
                 command = self.commands.recv() => match command {
+                    Some(Command::Leave { reply }) => {
+                        self.leave().await;
+                        let _ = reply.send(());
+                        return;
+                    }
                     Some(command) => self.on_command(command),
                     None => return,
                 },
@@ -202,6 +211,23 @@ impl Task {
                 () = sleep_until(wake) => {}
             }
         }
+    }
+
+    /// Hangs up on everybody.
+    async fn leave(&mut self) {
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        for peer in peers {
+            // An error says that it is gone already.
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        let closing = async {
+            while self.swarm.connected_peers().next().is_some() {
+                self.swarm.select_next_some().await;
+            }
+            // The last words are on their way in tasks of their own.
+            sleep(LAST_WORDS).await;
+        };
+        let _ = timeout(GOODBYE, closing).await;
     }
 
     /// Does what is due, whatever woke us.
@@ -258,6 +284,8 @@ impl Task {
                 drop(reply.send(dialled));
             }
             Command::Reachable { reply } => drop(reply.send(self.reachable())),
+            // The loop has taken it.
+            Command::Leave { reply } => drop(reply),
             Command::Open { peer, bulk, reply } => self.open(peer, bulk, reply),
             Command::PutName { name, reply } => self.put_name(&name, reply),
             Command::Name { key, reply } => {

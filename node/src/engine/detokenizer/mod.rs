@@ -25,12 +25,17 @@ use self::stage::{Link, State};
 /// three of them; the rest is for what stages hold back.
 const TAIL_TOKENS: usize = 64;
 
+/// Bytes of a token. Those of vocabularies that are in use have a few hundred at most.
+const TOKEN_SIZE_MAX: usize = 4 << 10;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Detokenizer {
     /// How the vocabulary writes its tokens, one after the other.
     texts: String,
     tokens: HashMap<u32, Token>,
+    /// Bytes of the longest token.
+    longest: usize,
     links: Vec<Link>,
 }
 
@@ -91,8 +96,13 @@ impl Detokenizer {
         tokens: impl IntoIterator<Item = (u32, String, bool)>,
         decoder: &Value,
     ) -> Result<Self, String> {
-        let mut all = Self { texts: String::new(), tokens: HashMap::new(), links: stage::read(decoder)? };
+        let links = stage::read(decoder)?;
+        let mut all = Self { texts: String::new(), tokens: HashMap::new(), longest: 0, links };
         for (id, text, special) in tokens {
+            if TOKEN_SIZE_MAX < text.len() {
+                return Err(format!("token {id} has {} bytes; {TOKEN_SIZE_MAX} are read", text.len()));
+            }
+            all.longest = all.longest.max(text.len());
             let start = all.texts.len();
             all.texts += &text;
             all.tokens.insert(id, Token { start, end: all.texts.len(), special });
@@ -128,6 +138,11 @@ impl Detokenizer {
             items = next;
         }
         items.concat().into_bytes()
+    }
+
+    /// Bytes that one token may become.
+    pub(crate) fn piece_bytes_max(&self) -> usize {
+        self.links.iter().fold(self.longest, |bytes, link| link.bytes_max(bytes))
     }
 
     fn text(&self, token: &Token) -> String {

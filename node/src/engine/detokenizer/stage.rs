@@ -1,8 +1,8 @@
 //! What a tokenizer's decoder does to tokens, one stage after the other, without waiting for the last
 //! token. Joined, what comes out is what `tokenizers` makes of all tokens at once.
 //!
-//! The decoder is a stranger's: a pattern that takes too long is left out, and what would grow beyond
-//! [`PIECE_SIZE_MAX`] stays as it was.
+//! The decoder is a stranger's: its texts are short, a pattern sees short tokens alone, and what would grow
+//! beyond [`GROWN_SIZE_MAX`] stays as it was.
 
 use fancy_regex::{Regex, RegexBuilder};
 use serde::Deserialize;
@@ -16,11 +16,24 @@ use super::{
 /// Stages of a decoder. Those that are in use have five at most.
 const STAGES_MAX: usize = 16;
 
-/// Bytes that a stage makes of one token at most. Tokens have a few hundred at most.
-const PIECE_SIZE_MAX: usize = 64 << 10;
+/// Bytes that a stage makes of one token at most, if that is more than the token has.
+const GROWN_SIZE_MAX: usize = 1024;
+
+/// Bytes of a text that a decoder looks for or puts in. Those that are in use have a few.
+const TEXT_SIZE_MAX: usize = 256;
+
+/// Patterns of a decoder. Those that are in use have one at most.
+const PATTERNS_MAX: usize = 2;
+
+/// Bytes of a token that a pattern sees; a longer one stays as it is. Looking for a pattern may take the square of
+/// this many steps: some 100 µs.
+const PATTERN_TOKEN_SIZE_MAX: usize = 256;
 
 /// Steps that a pattern may go back on one token: some 100 µs.
 const BACKTRACKS_MAX: usize = 10_000;
+
+/// Bytes of each part of a pattern when it is compiled.
+const COMPILED_SIZE_MAX: usize = 1 << 20;
 
 /// One stage.
 #[derive(Debug)]
@@ -142,6 +155,10 @@ pub(super) fn read(decoder: &Value) -> Result<Vec<Link>, String> {
     let written = Written::deserialize(decoder).map_err(|error| error.to_string())?;
     let (mut links, mut fused) = (Vec::new(), false);
     add(written, &mut links, &mut fused)?;
+    let patterns = links.iter().filter(|link| link.stage.is_pattern()).count();
+    if PATTERNS_MAX < patterns {
+        return Err(format!("its decoder has {patterns} patterns; it may have {PATTERNS_MAX}"));
+    }
     Ok(links)
 }
 
@@ -154,15 +171,16 @@ fn add(written: Written, links: &mut Vec<Link>, fused: &mut bool) -> Result<(), 
             *fused = true;
             return Ok(());
         }
-        Written::Replace { content, .. } if PIECE_SIZE_MAX < content.len() => {
-            return Err(format!("a replacement has {} bytes; it may have {PIECE_SIZE_MAX}", content.len()));
-        }
         Written::Replace { pattern, content } => {
+            let (WrittenPattern::String(looked_for) | WrittenPattern::Regex(looked_for)) = &pattern;
+            short(looked_for)?;
+            short(&content)?;
             let pattern = match pattern {
                 WrittenPattern::String(text) => Pattern::Text(text),
                 WrittenPattern::Regex(text) => {
-                    let built = RegexBuilder::new(&text).backtrack_limit(BACKTRACKS_MAX).build();
-                    Pattern::Regex(Box::new(built.map_err(|error| error.to_string())?))
+                    let mut builder = RegexBuilder::new(&text);
+                    builder.backtrack_limit(BACKTRACKS_MAX).delegate_size_limit(COMPILED_SIZE_MAX);
+                    Pattern::Regex(Box::new(builder.build().map_err(|error| error.to_string())?))
                 }
             };
             Stage::Replace { pattern, content }
@@ -172,9 +190,17 @@ fn add(written: Written, links: &mut Vec<Link>, fused: &mut bool) -> Result<(), 
             let never = prepend_scheme.map_or(add_prefix_space == Some(false), |scheme| scheme == "never");
             Stage::Metaspace { replacement, drops_first: !never }
         }
-        Written::WordPiece { prefix, cleanup } => Stage::WordPiece { prefix, cleanup },
-        Written::WordEnd { suffix } => Stage::WordEnd { suffix },
+        Written::WordPiece { prefix, cleanup } => {
+            short(&prefix)?;
+            Stage::WordPiece { prefix, cleanup }
+        }
+        Written::WordEnd { suffix } => {
+            short(&suffix)?;
+            Stage::WordEnd { suffix }
+        }
         Written::Ctc { pad_token, word_delimiter_token, cleanup } => {
+            short(&pad_token)?;
+            short(&word_delimiter_token)?;
             Stage::Ctc { pad: pad_token, delimiter: word_delimiter_token, cleanup }
         }
         Written::ByteFallback {} => Stage::ByteFallback,
@@ -186,6 +212,20 @@ fn add(written: Written, links: &mut Vec<Link>, fused: &mut bool) -> Result<(), 
     let was_fused = std::mem::replace(fused, *fused || matches!(stage, Stage::ByteLevel));
     links.push(Link { stage, fused: was_fused });
     Ok(())
+}
+
+/// Fails if a text that a decoder knows is longer than any that is in use.
+fn short(text: &str) -> Result<(), String> {
+    match text.len() <= TEXT_SIZE_MAX {
+        true => Ok(()),
+        false => Err(format!("its decoder has a text of {} bytes; {TEXT_SIZE_MAX} are read", text.len())),
+    }
+}
+
+impl Stage {
+    fn is_pattern(&self) -> bool {
+        matches!(self, Self::Replace { pattern: Pattern::Regex(_), .. })
+    }
 }
 
 impl State {
@@ -268,6 +308,18 @@ impl Link {
         0
     }
 
+    /// Bytes that it makes of one token of `bytes` bytes at most.
+    pub(super) fn bytes_max(&self, bytes: usize) -> usize {
+        match &self.stage {
+            Stage::Replace { pattern: Pattern::Text(from), content } if content.len() <= from.len() => bytes,
+            Stage::Replace { .. } => bytes + GROWN_SIZE_MAX + TEXT_SIZE_MAX,
+            // A broken byte becomes a character of three, and is written as one of two.
+            Stage::ByteLevel => bytes + bytes / 2,
+            Stage::ByteFallback | Stage::Strip { .. } | Stage::Metaspace { .. } | Stage::Ctc { .. } => bytes,
+            Stage::WordPiece { .. } | Stage::WordEnd { .. } | Stage::Spaces => bytes + 1,
+        }
+    }
+
     /// What comes out when nothing more comes in. Half a character is shown as broken only if `ended`.
     pub(super) fn finish(&self, state: &mut State, ended: bool) -> Option<String> {
         match &self.stage {
@@ -300,10 +352,10 @@ impl Pattern {
             Self::Text(from) if from.is_empty() => None,
             Self::Text(from) => {
                 let grown = text.matches(from.as_str()).count().saturating_mul(content.len());
-                (text.len().saturating_add(grown) <= PIECE_SIZE_MAX.max(text.len()))
+                (text.len().saturating_add(grown) <= GROWN_SIZE_MAX.max(text.len()))
                     .then(|| text.replace(from.as_str(), content))
             }
-            Self::Regex(_) if PIECE_SIZE_MAX < text.len() => None,
+            Self::Regex(_) if PATTERN_TOKEN_SIZE_MAX < text.len() => None,
             Self::Regex(regex) => {
                 let (mut replaced, mut at) = (String::new(), 0);
                 for found in regex.find_iter(text) {
@@ -311,7 +363,7 @@ impl Pattern {
                     replaced.push_str(&text[at..found.start()]);
                     replaced.push_str(content);
                     at = found.end();
-                    if PIECE_SIZE_MAX < replaced.len() {
+                    if GROWN_SIZE_MAX < replaced.len() {
                         return None;
                     }
                 }
@@ -330,7 +382,7 @@ fn replace_growing(held: &mut String, more: &str, from: &str, content: &str) -> 
     }
     let (mut text, mut rest) = (String::new(), held.as_str());
     while let Some(at) = rest.find(from)
-        && text.len() <= PIECE_SIZE_MAX
+        && text.len() <= GROWN_SIZE_MAX
     {
         text.push_str(&rest[..at]);
         text.push_str(content);

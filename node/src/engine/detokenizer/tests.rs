@@ -289,15 +289,35 @@ fn decoders_of_strangers_are_bounded() {
         shown(Decoder::new(detokenizer, false), &[2, 0, 0, 1]).0
     };
     let regex = json!({"type": "Replace", "pattern": {"Regex": r"^(a|a|aa)+(?=\1b)$"}, "content": "x"});
-    let long = "a".repeat(20_000);
+    let long = "a".repeat(4096);
     assert_eq!(run(long.clone(), regex), format!("{long}{long}é"));
-    assert!(run(long.clone(), replace("a", &"b".repeat(60_000))).len() < 1 << 20);
-    assert!(run(long, json!({"type": "BPEDecoder", "suffix": ""})).len() < 1 << 20);
+    // Looking for what is nowhere, from every letter on, takes the square of the length.
+    let square = json!({"type": "Replace", "pattern": {"Regex": "[^b]*b|a"}, "content": "a"});
+    assert_eq!(run(long.clone(), square.clone()), format!("{long}{long}é"));
+    let growing = [replace("a", &"b".repeat(256)), replace("b", &"c".repeat(256)), replace("c", "dd")];
+    for decoder in [json!({"type": "BPEDecoder", "suffix": ""}), sequence(&growing)]
+        .into_iter()
+        .chain([sequence(&[&[json!({"type": "Fuse"})], &growing[..]].concat())])
+    {
+        for text in [&long, "a", "aaaa"] {
+            let most = Detokenizer::new(token(text.to_owned()), &decoder).unwrap().piece_bytes_max();
+            assert!(most <= 8192, "{most}");
+            // Two of the four tokens are this one, and what is held comes with the last.
+            assert!(run(text.to_owned(), decoder.clone()).len() <= 3 * most, "{decoder}");
+        }
+    }
     let strip = json!({"type": "Strip", "content": "é", "start": usize::MAX, "stop": usize::MAX});
     assert_eq!(run("éaé".to_owned(), strip.clone()), "aa");
     assert_eq!(run("éaé".to_owned(), sequence(&[json!({"type": "Fuse"}), strip])), "aééa");
     let refused = |decoder: &Value| Detokenizer::new(token("a".to_owned()), decoder).unwrap_err();
-    assert!(refused(&replace("a", &"b".repeat(1 << 20))).contains("a replacement has"));
+    for text in [replace("a", &"b".repeat(257)), replace(&"b".repeat(257), "a")] {
+        assert_eq!(refused(&text), "its decoder has a text of 257 bytes; 256 are read");
+    }
+    let suffix = json!({"type": "BPEDecoder", "suffix": "b".repeat(1 << 20)});
+    assert!(refused(&suffix).contains("1048576 bytes"));
+    assert_eq!(refused(&sequence(&vec![square; 3])), "its decoder has 3 patterns; it may have 2");
+    let huge = Detokenizer::new(token("a".repeat(5000)), &Value::Null).unwrap_err();
+    assert_eq!(huge, "token 0 has 5000 bytes; 4096 are read");
     assert!(refused(&sequence(&vec![replace("a", "b"); 17])).contains("more than 16 stages"));
     assert!(
         refused(&json!({"type": "Replace", "pattern": {"Regex": "("}, "content": ""})).contains("arsing")

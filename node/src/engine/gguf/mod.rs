@@ -52,6 +52,8 @@ pub struct Wanted {
     pub file: u32,
     /// Bytes from its beginning on that hold its metadata.
     pub head: u64,
+    /// Tokens of its vocabulary, as many as its embedding has rows.
+    pub vocabulary: u64,
     /// Small tensors that say something about the model.
     pub tensors: Vec<String>,
 }
@@ -72,7 +74,8 @@ impl Files {
             tensor.is_some_and(|tensor| tensor.dtype == Dtype::F32 && tensor.size <= FACTORS_SIZE_MAX)
         };
         let tensors = FACTORS.iter().filter(small).map(|name| (*name).to_owned()).collect();
-        Some(Wanted { file: file as u32, head, tensors })
+        let vocabulary = embedding.shape.first().copied().unwrap_or(0);
+        Some(Wanted { file: file as u32, head, vocabulary, tensors })
     }
 
     /// Adds what the GGUF file at position `file` says, of which `head` and `tensors` are the bytes that

@@ -8,7 +8,8 @@ use surf_protocol::Manifest;
 use tokio::{runtime::Handle, task::spawn_blocking};
 
 use crate::{
-    engine::Files,
+    config,
+    engine::{self, Files},
     node::NodeError,
     source::{ModelSource, Urgency},
 };
@@ -24,7 +25,15 @@ const CONFIG_SIZE_MAX: u64 = 4 << 20;
 const TEMPLATES_MAX: usize = 16;
 
 /// Files that may be larger than those.
-const LARGE: [&str; 5] = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"];
+const LARGE: [&str; 4] = ["tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"];
+
+/// Bytes of those, whatever the vocabulary is, and for each of its tokens: a token and how it is merged take 130
+/// bytes in the files of models that are in use. What such a file becomes in memory grows with it.
+const VOCABULARY_SIZE: u64 = 2 << 20;
+const TOKEN_SIZE: u64 = 256;
+
+/// Bytes of all chat templates with names together.
+const TEMPLATES_SIZE_MAX: u64 = 4 << 20;
 
 /// What of `manifest` is loaded, told from files that `source` has.
 pub(super) async fn checkpoint(
@@ -55,27 +64,48 @@ impl surf_chunker::Files for Remote {
 }
 
 /// What the engine reads of a model.
-pub(super) async fn all(source: &dyn ModelSource, checkpoint: &Arc<Checkpoint>) -> Result<Files, NodeError> {
+///
+/// How large a vocabulary may be is told by the configuration, which is read first.
+pub(super) async fn all(
+    source: &dyn ModelSource,
+    checkpoint: &Arc<Checkpoint>,
+    config: &config::Engine,
+) -> Result<Files, NodeError> {
     let manifest = checkpoint.manifest();
     let mut files = Files::default();
-    for name in Files::WANTED {
-        if let Some(bytes) = read(source, manifest, name).await? {
+    for name in Files::WANTED.into_iter().filter(|name| !LARGE.contains(name)) {
+        if let Some(bytes) = read(source, manifest, name, CONFIG_SIZE_MAX).await? {
             files.0.insert(name.to_owned(), bytes);
         }
     }
     let paths = manifest.files().iter().map(|file| file.path.as_str());
+    let mut room = TEMPLATES_SIZE_MAX;
     for name in paths.filter(|path| Files::is_template(path)).take(TEMPLATES_MAX) {
-        if let Some(bytes) = read(source, manifest, name).await? {
+        if let Some(bytes) = read(source, manifest, name, room).await? {
+            room -= bytes.len() as u64;
             files.0.insert(name.to_owned(), bytes);
         }
     }
     files = with_gguf(source, checkpoint, files).await?;
+    let vocabulary = engine::vocabulary(&files, checkpoint, config)?;
+    let most = vocabulary_size_max(vocabulary as u64);
+    for name in Files::WANTED.into_iter().filter(|name| LARGE.contains(name)) {
+        if let Some(bytes) = read(source, manifest, name, most).await? {
+            files.0.insert(name.to_owned(), bytes);
+        }
+    }
     for name in files.named() {
-        if let Some(bytes) = read(source, manifest, &name).await? {
+        let most = if LARGE.contains(&&*name) { most } else { CONFIG_SIZE_MAX };
+        if let Some(bytes) = read(source, manifest, &name, most).await? {
             files.0.insert(name, bytes);
         }
     }
     Ok(files)
+}
+
+/// Bytes of a file that has a vocabulary of so many tokens.
+fn vocabulary_size_max(tokens: u64) -> u64 {
+    (VOCABULARY_SIZE + tokens.saturating_mul(TOKEN_SIZE)).min(FILE_SIZE_MAX)
 }
 
 /// `files` with what a GGUF file says about the model, if it is in one.
@@ -86,9 +116,9 @@ async fn with_gguf(
 ) -> Result<Files, NodeError> {
     let manifest = checkpoint.manifest();
     let Some(wanted) = Files::wanted_of_gguf(checkpoint) else { return Ok(files) };
-    if FILE_SIZE_MAX < wanted.head {
-        let why =
-            format!("the metadata of {} has {} bytes; {FILE_SIZE_MAX} are read", manifest.id(), wanted.head);
+    let most = vocabulary_size_max(wanted.vocabulary);
+    if most < wanted.head {
+        let why = format!("the metadata of {} has {} bytes; {most} are read", manifest.id(), wanted.head);
         return Err(NodeError::Invalid(why));
     }
     let head = bytes_of(source, manifest, wanted.file, 0..wanted.head).await?;
@@ -123,10 +153,14 @@ async fn bytes_of(
     Ok(bytes.freeze())
 }
 
-/// A small file of the model, whole, if the model has it.
-async fn read(source: &dyn ModelSource, manifest: &Manifest, name: &str) -> Result<Option<Bytes>, NodeError> {
+/// A file of the model of at most `most` bytes, whole, if the model has it.
+async fn read(
+    source: &dyn ModelSource,
+    manifest: &Manifest,
+    name: &str,
+    most: u64,
+) -> Result<Option<Bytes>, NodeError> {
     let Some(file) = manifest.file(name) else { return Ok(None) };
-    let most = if LARGE.contains(&name) { FILE_SIZE_MAX } else { CONFIG_SIZE_MAX };
     if most < file.size {
         let why = format!("{name} of {} has {} bytes; {most} are read", manifest.id(), file.size);
         return Err(NodeError::Invalid(why));

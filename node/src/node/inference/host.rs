@@ -54,14 +54,6 @@ impl<M> State<M> {
     }
 }
 
-/// What is to be done before a model can be loaded.
-enum Next<M> {
-    Here(Arc<M>),
-    Empty(ModelId, Arc<M>),
-    Wait(ModelId),
-    Load(CancellationToken),
-}
-
 /// A model is being removed, until this is dropped: it is not loaded.
 #[derive(Debug)]
 pub(in crate::node) struct Removing<M> {
@@ -92,28 +84,33 @@ impl<M> Host<M> {
         self.state().loaded.as_ref().map(|(_, loaded)| Arc::clone(loaded))
     }
 
-    /// `model`, made by `load` if it is not loaded. Dropping this ends the loading.
-    pub(super) async fn get(
+    /// `model`. If it is not loaded, `prepare` looks whether it can be, what is loaded leaves, and `load` makes it of
+    /// what was prepared. Dropping this ends the loading.
+    pub(super) async fn get<P, L: Future<Output = Result<M, NodeError>>>(
         &self,
         model: ModelId,
-        load: impl Future<Output = Result<M, NodeError>>,
+        prepare: impl Future<Output = Result<P, NodeError>>,
+        load: impl FnOnce(P) -> L,
     ) -> Result<Arc<M>, NodeError> {
+        if let Some(loaded) = self.here(model)? {
+            return Ok(loaded);
+        }
         let _turn = self.turn(Some(model)).await?;
-        let deadline = Instant::now() + SWITCH_WAIT;
-        let cancelled = loop {
-            match self.next(model)? {
-                Next::Here(loaded) => return Ok(loaded),
-                Next::Empty(other, loaded) => self.empty(other, loaded).await?,
-                Next::Wait(other) if deadline < Instant::now() => return Err(in_use(other)),
-                Next::Wait(_) => sleep(SWITCH_LOOK).await,
-                Next::Load(cancelled) => break cancelled,
-            }
-        };
+        if let Some(loaded) = self.here(model)? {
+            return Ok(loaded);
+        }
+        let cancelled = CancellationToken::new();
+        self.state().loading = Some((model, cancelled.clone()));
         let _loading = Loading(self);
+        let work = async {
+            let prepared = prepare.await?;
+            self.emptied().await?;
+            load(prepared).await
+        };
         let loaded = tokio::select! {
             biased;
             () = cancelled.cancelled() => return Err(removed(model)),
-            loaded = load => Arc::new(loaded?),
+            loaded = work => Arc::new(loaded?),
         };
         let mut state = self.state();
         if state.removing.contains(&model) {
@@ -121,6 +118,33 @@ impl<M> Host<M> {
         }
         state.loaded = Some((model, Arc::clone(&loaded)));
         Ok(loaded)
+    }
+
+    /// `model`, if it is loaded; an error, if it is being removed.
+    fn here(&self, model: ModelId) -> Result<Option<Arc<M>>, NodeError> {
+        let state = self.state();
+        if state.removing.contains(&model) {
+            return Err(removed(model));
+        }
+        let loaded = state.loaded.as_ref().filter(|(here, _)| *here == model);
+        Ok(loaded.map(|(_, loaded)| Arc::clone(loaded)))
+    }
+
+    /// Waits until nothing is loaded, nor leaving. Whoever calls this has the turn.
+    async fn emptied(&self) -> Result<(), NodeError> {
+        let deadline = Instant::now() + SWITCH_WAIT;
+        loop {
+            let (taken, leaving) = {
+                let mut state = self.state();
+                (state.leave(|_| true), state.leaving)
+            };
+            match (taken, leaving) {
+                (_, None) => return Ok(()),
+                (Some((model, loaded)), _) => self.empty(model, loaded).await?,
+                (None, Some(model)) if deadline < Instant::now() => return Err(in_use(model)),
+                (None, Some(_)) => sleep(SWITCH_LOOK).await,
+            }
+        }
     }
 
     /// Lets go of `model`, which is to be removed: ends its loading, waits until nobody uses it.
@@ -151,21 +175,9 @@ impl<M> Host<M> {
     /// The memory for work that is no model's, as soon as nobody uses what is loaded.
     pub(super) async fn alone(&self) -> Result<Alone<M>, NodeError> {
         let turn = self.turn(None).await?;
-        let deadline = Instant::now() + SWITCH_WAIT;
-        loop {
-            let (taken, leaving) = {
-                let mut state = self.state();
-                let taken = state.leave(|_| true);
-                state.alone = state.leaving.is_none();
-                (taken, state.leaving)
-            };
-            match (taken, leaving) {
-                (_, None) => return Ok(Alone { state: Arc::clone(&self.state), _turn: turn }),
-                (Some((model, loaded)), _) => self.empty(model, loaded).await?,
-                (None, Some(model)) if deadline < Instant::now() => return Err(in_use(model)),
-                (None, Some(_)) => sleep(SWITCH_LOOK).await,
-            }
-        }
+        self.emptied().await?;
+        self.state().alone = true;
+        Ok(Alone { state: Arc::clone(&self.state), _turn: turn })
     }
 
     /// The turn to load something. Whoever wants what is being loaded waits as long as that takes.
@@ -189,25 +201,6 @@ impl<M> Host<M> {
                 None => (),
             }
         }
-    }
-
-    fn next(&self, model: ModelId) -> Result<Next<M>, NodeError> {
-        let mut state = self.state();
-        if state.removing.contains(&model) {
-            return Err(removed(model));
-        }
-        if let Some((_, loaded)) = state.loaded.as_ref().filter(|(here, _)| *here == model) {
-            return Ok(Next::Here(Arc::clone(loaded)));
-        }
-        Ok(match (state.leave(|_| true), state.leaving) {
-            (Some((other, loaded)), _) => Next::Empty(other, loaded),
-            (None, Some(other)) => Next::Wait(other),
-            (None, None) => {
-                let cancel = CancellationToken::new();
-                state.loading = Some((model, cancel.clone()));
-                Next::Load(cancel)
-            }
-        })
     }
 
     /// Waits until nobody uses `loaded`, and drops it. It is `leaving` meanwhile, and comes back if that
@@ -299,14 +292,14 @@ mod tests {
 
     async fn get(host: &Host<&'static str>, model: ModelId) -> Result<Arc<&'static str>, NodeError> {
         let name = if model == *A { "a" } else { "b" };
-        host.get(model, ready(Ok(name))).await
+        host.get(model, ready(Ok(())), |()| ready(Ok(name))).await
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_model_is_loaded_once_and_another_takes_its_place() {
         let host = Host::default();
         let first = get(&host, *A).await.unwrap();
-        let again = host.get(*A, async { panic!("it is here") }).await.unwrap();
+        let again = host.get(*A, async { panic!("it is here") }, |()| pending()).await.unwrap();
         assert!(Arc::ptr_eq(&first, &again));
         drop(again);
         let busy = get(&host, *B).await.unwrap_err();
@@ -314,15 +307,20 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &host.current().unwrap()), "it comes back");
         drop(first);
         assert_eq!(*get(&host, *B).await.unwrap(), "b");
-        let failed = host.get(*A, ready(Err(NodeError::Invalid("no".to_owned())))).await;
-        assert_eq!(failed.unwrap_err(), NodeError::Invalid("no".to_owned()));
+        let no = || NodeError::Invalid("no".to_owned());
+        let unfit = host.get(*A, ready(Err(no())), |()| pending()).await;
+        assert_eq!(unfit.unwrap_err(), no());
+        assert_eq!(*host.current().unwrap(), "b", "what cannot be loaded costs nobody what is");
+        let failed = host.get(*A, ready(Ok(())), |()| ready(Err(no()))).await;
+        assert_eq!(failed.unwrap_err(), no());
         assert!(host.current().is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn removing_ends_a_loading_that_never_would() {
         let host = Hosted::default();
-        let waiting = |host: Hosted| tokio::spawn(async move { host.get(*A, pending()).await });
+        let waiting =
+            |host: Hosted| tokio::spawn(async move { host.get(*A, ready(Ok(())), |()| pending()).await });
         let loadings = [waiting(host.clone()), waiting(host.clone())];
         while host.state().loading.is_none() {
             tokio::task::yield_now().await;
@@ -342,7 +340,7 @@ mod tests {
     async fn removing_does_not_wait_for_another_that_loads() {
         let host = Hosted::default();
         let other = host.clone();
-        let loading = tokio::spawn(async move { other.get(*B, pending()).await });
+        let loading = tokio::spawn(async move { other.get(*B, ready(Ok(())), |()| pending()).await });
         while host.state().loading.is_none() {
             tokio::task::yield_now().await;
         }

@@ -63,6 +63,13 @@ pub(super) struct Usage {
     pub(super) completion_tokens: usize,
 }
 
+impl Piece {
+    /// Bytes that it takes, or nearly.
+    pub(super) fn size(&self) -> usize {
+        self.text.len() + self.tokens.iter().map(Scored::size).sum::<usize>()
+    }
+}
+
 impl Choice {
     pub(super) fn new(index: usize) -> Self {
         Self { index, ..Self::default() }

@@ -39,6 +39,12 @@ impl Scored {
             top: top.collect(),
         }
     }
+
+    /// Bytes that it takes, or nearly.
+    pub(super) fn size(&self) -> usize {
+        let top = self.top.iter().map(|(bytes, _)| size_of::<(Vec<u8>, f32)>() + bytes.len());
+        size_of::<Self>() + self.bytes.len() + top.sum::<usize>()
+    }
 }
 
 /// Where each of `tokens`, which the tokenizer made of `text`, stands in it.

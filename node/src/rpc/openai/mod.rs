@@ -49,6 +49,9 @@ use crate::{
 /// Choices of one answer that are generated at once. The others wait for their turn.
 const CHOICES_AT_ONCE: usize = 8;
 
+/// Bytes of an answer that is given whole, before they are written as JSON.
+const WHOLE_SIZE_MAX: usize = 64 << 20;
+
 /// How long a stream waits for its first token before it begins without: until then a failure has
 /// an HTTP status of its own.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -116,7 +119,7 @@ async fn generate(app: App, wanted: Wanted) -> Result<Response, ApiError> {
     let mut told = Box::pin(until_stopped(listen(app.node, model, wanted.requests()), app.stop));
     if !stream {
         while let Some(told) = told.next().await {
-            run.push(told?);
+            run.push(told?)?;
         }
         return aside(move || run.whole().map(|answer| axum::Json(answer).into_response())).await;
     }
@@ -255,6 +258,8 @@ struct Run {
     n: usize,
     unfinished: usize,
     usage: Usage,
+    /// Bytes that were kept for an answer that is given whole.
+    size: usize,
     /// Of the choice that ended last.
     stats: Option<GenerationStats>,
     metrics: Metrics,
@@ -280,6 +285,7 @@ impl Run {
             n: wanted.n,
             unfinished: count,
             usage: Usage::default(),
+            size: 0,
             stats: None,
             metrics,
         }
@@ -298,9 +304,17 @@ impl Run {
     }
 
     /// Keeps what was told, for an answer that is given whole.
-    fn push(&mut self, told: Told) {
+    fn push(&mut self, told: Told) -> Result<(), ApiError> {
         match told.what {
-            What::Piece(piece) => self.choices[told.index].push(piece),
+            What::Piece(piece) => {
+                self.size += piece.size();
+                if WHOLE_SIZE_MAX < self.size {
+                    let most = WHOLE_SIZE_MAX >> 20;
+                    let message = format!("the answer has more than {most} MiB; ask for it as a stream");
+                    return Err(ApiError::invalid(message));
+                }
+                self.choices[told.index].push(piece);
+            }
             What::End(done, cache) => {
                 self.done(told.index, &done, cache);
                 let choice = &mut self.choices[told.index];
@@ -308,6 +322,7 @@ impl Run {
                 choice.end(done.reason);
             }
         }
+        Ok(())
     }
 
     fn done(&mut self, index: usize, done: &Done, cache: CacheStats) -> GenerationStats {

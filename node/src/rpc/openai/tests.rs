@@ -193,10 +193,10 @@ fn a_whole_text_completion_is_as_documented() {
     let wanted = text_request(json!({"n": 2})).unwrap();
     let mut run = run(&wanted);
     for event in [told(1, token("B")), told(0, token(" a")), told(0, token("")), told(0, token("b"))] {
-        run.push(event);
+        run.push(event).unwrap();
     }
-    run.push(told(0, done(FinishReason::Length, 3, 2)));
-    run.push(told(1, done(FinishReason::Stop, 3, 1)));
+    run.push(told(0, done(FinishReason::Length, 3, 2))).unwrap();
+    run.push(told(1, done(FinishReason::Stop, 3, 1))).unwrap();
     let mut answer = run.whole().unwrap();
     assert_eq!(answer["surf"]["cache"]["hits"], 30);
     answer.as_object_mut().unwrap().remove("surf");
@@ -214,8 +214,8 @@ fn a_whole_text_completion_is_as_documented() {
 #[test]
 fn a_whole_chat_completion_is_as_documented() {
     let mut run = run(&chat_request(json!({})).unwrap());
-    run.push(told(0, token("Hello")));
-    run.push(told(0, done(FinishReason::Stop, 9, 1)));
+    run.push(told(0, token("Hello"))).unwrap();
+    run.push(told(0, done(FinishReason::Stop, 9, 1))).unwrap();
     let mut answer = run.whole().unwrap();
     answer.as_object_mut().unwrap().remove("surf");
     let expected = json!({
@@ -247,8 +247,8 @@ fn logprobs_are_as_documented() {
     let mut text = run(&text_request(json!({"logprobs": 2, "echo": true})).unwrap());
     let mut chat = run(&chat_request(json!({"logprobs": true, "top_logprobs": 2})).unwrap());
     for run in [&mut text, &mut chat] {
-        run.push(told(0, What::Piece(piece.clone())));
-        run.push(told(0, done(FinishReason::Stop, 1, 1)));
+        run.push(told(0, What::Piece(piece.clone()))).unwrap();
+        run.push(told(0, done(FinishReason::Stop, 1, 1))).unwrap();
     }
     let expected = json!({
         "tokens": ["é", "b"], "token_logprobs": [null, -0.5], "top_logprobs": [null, {"b": -0.5, "c": -2.0}],
@@ -354,8 +354,8 @@ async fn text_that_was_held_back_comes_with_the_end() {
     let last = &got[1]["choices"][0];
     assert_eq!((&last["delta"], &last["finish_reason"]), (&json!({"content": "b"}), &json!("stop")));
     let mut run = run(&text_request(json!({})).unwrap());
-    run.push(told(0, token("a")));
-    run.push(told(0, end("b")));
+    run.push(told(0, token("a"))).unwrap();
+    run.push(told(0, end("b"))).unwrap();
     assert_eq!(run.whole().unwrap()["choices"][0]["text"], "ab");
 }
 
@@ -408,7 +408,7 @@ async fn tokens_come_with_the_text_that_they_are_part_of() {
     });
     assert_eq!(streamed.collect::<Vec<_>>(), expected);
     let mut whole = run(&wanted);
-    told().for_each(|told| whole.push(told));
+    told().for_each(|told| whole.push(told).unwrap());
     let whole = whole.whole().unwrap();
     assert_eq!(whole["choices"][0]["text"], "éb<");
     let logprobs = &whole["choices"][0]["logprobs"];

@@ -57,6 +57,28 @@ async fn a_published_file_is_served_from_where_it_is() {
     assert_eq!(store.usage().chunks, 0);
 }
 
+/// Models that share a chunk come and go: the one file that is left is enough.
+#[tokio::test]
+async fn a_chunk_is_read_from_whichever_file_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("store"));
+    let shared = chunk(0);
+    let mut paths = Vec::new();
+    for at in 1..8 {
+        let chunks = [shared.clone(), chunk(at), shared.clone()];
+        let (path, manifest) = (dir.path().join(at.to_string()), model(&[&chunks]));
+        fs::write(&path, joined(&chunks)).unwrap();
+        store.put_manifest(&manifest).await.unwrap();
+        store.reference(&manifest, vec![(0, path.clone())]).await.unwrap();
+        paths.push(path);
+    }
+    let left = paths.swap_remove(5);
+    paths.iter().for_each(|path| fs::remove_file(path).unwrap());
+    assert_eq!(read(&store, &shared).await.as_ref(), Some(&shared));
+    fs::remove_file(left).unwrap();
+    assert_eq!(read(&store, &shared).await, None);
+}
+
 #[tokio::test]
 async fn every_change_of_a_published_file_is_noticed() {
     let changes: [fn(&Path); 5] = [
