@@ -21,8 +21,9 @@ use code::{Named, blanked, depth, from_root, paths, without_tests};
 const CRATES: &[(&str, &[&str])] = &[
     ("protocol", &[]),
     ("chunker", &["surf-protocol"]),
-    ("node", &["surf-protocol", "surf-chunker"]),
-    ("sim", &["surf-protocol", "surf-chunker", "surf-node"]),
+    ("node/kernels", &[]),
+    ("node", &["surf-protocol", "surf-chunker", "surf-kernels"]),
+    ("sim", &["surf-protocol", "surf-chunker", "surf-kernels", "surf-node"]),
     ("tests", &["surf-protocol", "surf-chunker", "surf-node", "surf-sim"]),
 ];
 
