@@ -84,6 +84,18 @@ enum Bench {
         #[arg(long)]
         python: Option<PathBuf>,
     },
+    /// How fast weights of each format are multiplied, on one thread and out of its caches.
+    Kernels {
+        /// Part of a format's name, such as q4.
+        #[arg(default_value = "")]
+        format: String,
+        /// The portable code too, which is slow.
+        #[arg(long)]
+        portable: bool,
+        /// JSON in place of a table.
+        #[arg(long)]
+        json: bool,
+    },
     /// Who has what, in a swarm of real control planes on loopback.
     Lookup {
         /// Nodes in the swarm.
@@ -151,6 +163,14 @@ fn measure(command: Bench) -> Result<(), Failed> {
             let options =
                 bench::engine::Options { shape, prompt, tokens, rounds, dir, this, python, share: 0.3 };
             print(&bench::engine::run(&options)?)
+        }
+        Bench::Kernels { format, portable, json } => {
+            let report = bench::kernels::run(&format.to_lowercase(), portable);
+            if json {
+                return print(&report);
+            }
+            println!("{report}");
+            Ok(())
         }
         Bench::Lookup { nodes, fresh, lookups, keys } => {
             let options = bench::lookup::Options { nodes, fresh, lookups, keys };

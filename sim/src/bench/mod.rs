@@ -3,10 +3,12 @@
 //!
 //! - [`transfer`]: the program moves a file over loopback, beside bare quinn.
 //! - [`engine`]: the program runs a Llama of a given shape, beside transformers.
+//! - [`kernels`]: the arithmetic alone, by format and instructions.
 //! - [`lookup`]: control planes find out who has something, and what being found costs.
 //! - [`process`]: what a process has used, as the kernel tells.
 
 pub mod engine;
+pub mod kernels;
 pub mod lookup;
 pub mod process;
 pub mod quinn;
