@@ -46,6 +46,8 @@ pub(crate) enum Command {
         rows: Vec<Row>,
         /// What is wanted of them.
         what: What,
+        /// Whether they are computed in f32 throughout, whatever is configured.
+        exact: bool,
         /// Who waits for it.
         reply: oneshot::Sender<Result<Vec<Output>, EngineError>>,
     },
@@ -110,9 +112,10 @@ impl Actor {
         match command {
             Command::Generate(job) if job.events.is_closed() => (),
             Command::Generate(job) => self.start(job),
-            Command::Forward { rows, what, reply } if !reply.is_closed() => {
+            Command::Forward { rows, what, exact, reply } if !reply.is_closed() => {
                 let needed = batch::bytes(&self.model, &rows);
                 while self.model.working().budget().left() < needed && self.preempt_youngest(0) {}
+                self.model.set_exact(exact);
                 let computed = caught("computing", || batch::run(&mut self.model, &rows, what));
                 // Nobody waiting any more is no failure.
                 let _ = reply.send(computed);
@@ -206,8 +209,12 @@ impl Actor {
     fn encode(&mut self) {
         loop {
             let (mut room, mut some) = (self.model.working().rows(), Vec::new());
+            let waiting = |sequence: &Sequence| sequence.unencoded().is_some();
+            let exact = self.active.iter().any(|sequence| waiting(sequence) && sequence.is_exact());
             for (at, sequence) in self.active.iter().enumerate() {
-                let Some(prompt) = sequence.unencoded() else { continue };
+                let Some(prompt) = sequence.unencoded().filter(|_| sequence.is_exact() == exact) else {
+                    continue;
+                };
                 if some.is_empty() || prompt.len() <= room {
                     room = room.saturating_sub(prompt.len());
                     some.push((at, self.model.positions(prompt, &vec![true; prompt.len()])));
@@ -218,6 +225,7 @@ impl Actor {
             }
             let prompt = |at: usize| self.active[at].unencoded().unwrap_or_default();
             let rows: Vec<_> = some.iter().map(|(at, positions)| (prompt(*at), &**positions)).collect();
+            self.model.set_exact(exact);
             let encoded = caught("computing", || self.model.encode(&rows));
             let encoded: Result<(), _> = encoded.and_then(|encoded| {
                 let mut each = some.iter().zip(encoded);
@@ -238,6 +246,9 @@ impl Actor {
         // Those who generate first: they need one token each, and feel every wait.
         let mut ready: Vec<(usize, &mut Sequence)> = self.active.iter_mut().enumerate().collect();
         ready.retain_mut(|(_, sequence)| sequence.full_for().is_none());
+        // A pass rounds for all or for none. Those that are computed exactly are few, and go first.
+        let exact = ready.iter().any(|(_, sequence)| sequence.is_exact());
+        ready.retain(|(_, sequence)| sequence.is_exact() == exact);
         ready.sort_by_key(|(_, sequence)| 1 < sequence.pending());
         let (mut took_part, mut inputs, mut sinks) = (Vec::new(), Vec::<Input<'_>>::new(), Vec::new());
         for (at, sequence) in ready {
@@ -253,6 +264,7 @@ impl Actor {
         if inputs.is_empty() {
             return false;
         }
+        self.model.set_exact(exact);
         let mut told = |at: usize, logits: &[f32]| sinks[at].see(logits);
         let computed = caught("computing", || self.model.forward(inputs, &mut told));
         drop(sinks);

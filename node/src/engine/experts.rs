@@ -218,7 +218,7 @@ impl ExpertShape {
             let name = format!("{}.{name}", self.under);
             let one = layer_of(&name, all, expert as usize)?;
             let weight = Weight::Rows(parts::matrix(&name, &one, outputs, inputs)?);
-            Ok::<_, EngineError>(Linear::new(weight, None, compute.place(stacked.stay)))
+            Ok::<_, EngineError>(Linear::new(weight, None, compute.product(stacked.stay)))
         };
         let [gate_name, up_name, down_name] = self.names;
         let mlp = Arc::new(GatedMlp {
@@ -278,7 +278,8 @@ mod tests {
     fn mlp() -> GatedMlp {
         let linear = || {
             let one = Bytes::copy_from_slice(&1f32.to_le_bytes());
-            Linear::new(Weight::Rows(Matrix::new(Float::F32, 1, 1, vec![one]).unwrap()), None, None)
+            let weight = Weight::Rows(Matrix::new(Float::F32, 1, 1, vec![one]).unwrap());
+            Linear::new(weight, None, Compute::on_host(false).product(false))
         };
         GatedMlp { gate: linear(), up: linear(), down: linear(), activation: Activation::Silu }
     }

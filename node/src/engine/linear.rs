@@ -9,7 +9,7 @@ use candle_core::Tensor;
 
 use super::{
     EngineError,
-    compute::{Place, Remote},
+    compute::{Place, Product, Remote},
     host,
     kernels::{self, Matrix},
 };
@@ -19,7 +19,7 @@ use super::{
 pub(crate) struct Linear {
     weight: Weight,
     bias: Option<Arc<[f32]>>,
-    place: Option<Arc<Place>>,
+    product: Product,
 }
 
 /// What activations are multiplied with.
@@ -32,10 +32,9 @@ pub(crate) enum Weight {
 }
 
 impl Linear {
-    /// `bias` has as many elements as `weight` has outputs. `place` is where a device computes it, if one
-    /// does.
-    pub(crate) fn new(weight: Weight, bias: Option<Arc<[f32]>>, place: Option<Arc<Place>>) -> Self {
-        Self { weight, bias, place }
+    /// `bias` has as many elements as `weight` has outputs. `product` is who computes it.
+    pub(crate) fn new(weight: Weight, bias: Option<Arc<[f32]>>, product: Product) -> Self {
+        Self { weight, bias, product }
     }
 
     /// From `[tokens, inputs]` to `[tokens, outputs]`.
@@ -49,10 +48,12 @@ impl Linear {
             let message = format!("a projection of {inputs} inputs was given {given}");
             return Err(candle_core::Error::Msg(message).into());
         }
-        if let Some(place) = &self.place {
-            return self.product(place, &place.bring(x)?)?.home();
-        }
+        let rounding = match &self.product {
+            Product::Device(place) => return self.product(place, &place.bring(x)?)?.home(),
+            Product::Host(rounding) => rounding,
+        };
         let mut y = host::read(x, |x| match &self.weight {
+            Weight::Rows(weight) if rounding.rounds() => kernels::matmul_rounded(weight, x, rows),
             Weight::Rows(weight) => kernels::matmul(weight, x, rows),
             Weight::Columns(weight, columns) => kernels::matmul_columns(weight, columns.clone(), x, rows),
         })?;
@@ -64,7 +65,10 @@ impl Linear {
 
     /// Where a device computes it, if one does.
     pub(crate) fn place(&self) -> Option<&Arc<Place>> {
-        self.place.as_ref()
+        match &self.product {
+            Product::Device(place) => Some(place),
+            Product::Host(_) => None,
+        }
     }
 
     /// The same on a device, at this place of its own.

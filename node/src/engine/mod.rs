@@ -167,6 +167,8 @@ pub struct Engine {
     /// What requests are checked against.
     limits: Limits,
     pass: Arc<Widths>,
+    /// Whether its requests are computed in f32 throughout, whatever is configured.
+    exact: bool,
 }
 
 /// What one request may take, if it is alone.
@@ -241,7 +243,7 @@ impl Engine {
             .spawn(move || actor.run())
             .map_err(|error| EngineError::Device(format!("no thread to run the model on: {error}")))?;
         let sentence = Arc::new(Sentence::read(files));
-        Ok(Self { commands, text, shape, sentence, device, limits, pass })
+        Ok(Self { commands, text, shape, sentence, device, limits, pass, exact: false })
     }
 
     /// Starts to answer `request`, when it has been tokenised. Dropping the future takes it back.
@@ -283,7 +285,14 @@ impl Engine {
         let room = self.context() - taken;
         let tokens_max = request.max_tokens.map_or(room, |max| max.min(room));
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
-        self.send(Command::Generate(Box::new(Job { prompt, tokens_max, request, events, asked })))?;
+        self.send(Command::Generate(Box::new(Job {
+            prompt,
+            tokens_max,
+            exact: self.exact,
+            request,
+            events,
+            asked,
+        })))?;
         Ok(receiver)
     }
 
@@ -363,16 +372,21 @@ impl Engine {
 
     async fn run(&self, rows: Vec<Row>, what: What) -> Result<Vec<Output>, EngineError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Forward { rows, what, reply })?;
+        self.send(Command::Forward { rows, what, exact: self.exact, reply })?;
         answer.await.unwrap_or(Err(EngineError::Stopped))
     }
 
     /// Runs the recorded inputs in `expected`, a safetensors file with `input_ids` and, where they were
     /// used, `attention_mask` and `decoder_input_ids`. Compares with the `logits` or the
     /// `last_hidden_state`, the `greedy_ids` and the `mean_pooled` in it. Passes if no error is greater
-    /// than `tolerance` times the largest number of its kind.
+    /// than `tolerance` times the largest number of its kind. On a CPU it is computed in f32 throughout.
     pub async fn check(&self, expected: &[u8], tolerance: f32) -> Result<Report, EngineError> {
-        check::check(self, expected, tolerance).await
+        check::check(&self.exactly(), expected, tolerance).await
+    }
+
+    /// A handle to the same model, whose requests are computed in f32 throughout on a CPU, whatever is configured.
+    pub fn exactly(&self) -> Self {
+        Self { exact: true, ..self.clone() }
     }
 
     /// Tokens that a prompt and its continuation may have together.

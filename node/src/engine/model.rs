@@ -121,6 +121,11 @@ impl Model {
         self.architecture.positions(tokens, mask)
     }
 
+    /// Has the next passes computed in f32 throughout, or as configured.
+    pub(crate) fn set_exact(&self, exact: bool) {
+        self.compute.set_exact(exact);
+    }
+
     /// What it holds beside weights.
     pub(crate) fn working(&self) -> &Working {
         &self.working

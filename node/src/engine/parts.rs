@@ -243,7 +243,7 @@ impl<'a> Parts<'a> {
     }
 
     fn projection(&self, weight: Weight, bias: Option<Arc<[f32]>>) -> Linear {
-        Linear::new(weight, bias, self.compute.place(self.tensors.resident))
+        Linear::new(weight, bias, self.compute.product(self.tensors.resident))
     }
 
     fn name(&self, name: &str, kind: &str) -> String {

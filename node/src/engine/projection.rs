@@ -53,7 +53,7 @@ impl Runs {
         for rows in &self.rows {
             let raw = weights.run(&self.tensor, rows)?;
             let weight = parts::matrix(&self.tensor, &raw, rows.len(), self.inputs)?;
-            let part = Linear::new(Weight::Rows(weight), None, self.compute.place(false)).forward(x)?;
+            let part = Linear::new(Weight::Rows(weight), None, self.compute.product(false)).forward(x)?;
             host::read(&part, |part| {
                 for (y, part) in y.chunks_exact_mut(self.outputs).zip(part.chunks_exact(rows.len())) {
                     y[rows.clone()].copy_from_slice(part);

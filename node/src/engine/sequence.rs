@@ -43,6 +43,8 @@ pub(crate) struct Job {
     pub(crate) prompt: Vec<u32>,
     /// Tokens to generate. With the prompt no more than the context.
     pub(crate) tokens_max: usize,
+    /// Whether it is computed in f32 throughout, whatever is configured.
+    pub(crate) exact: bool,
     /// What was asked for. Its prompt is the one above.
     pub(crate) request: Request,
     pub(crate) events: mpsc::Sender<Event>,
@@ -228,6 +230,11 @@ impl Sequence {
             return None;
         }
         Some(self.full_since.get_or_insert_with(Instant::now).elapsed())
+    }
+
+    /// Whether it is computed in f32 throughout, whatever is configured.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.job.exact
     }
 
     /// Tokens that the model has not seen. Never none.

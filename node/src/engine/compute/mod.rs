@@ -20,7 +20,10 @@ pub(super) use tests::devices;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use candle_core::{Device, Tensor};
 
@@ -42,9 +45,27 @@ use crate::config;
 #[derive(Clone, Debug)]
 pub(crate) enum Compute {
     /// Our kernels, with weights as they came.
-    Host,
+    Host(Arc<Rounding>),
     /// Candle, with weights on its device.
     Device(Arc<Accelerator>),
+}
+
+/// Whether activations are rounded before products on the host: to what the weights' type asks for.
+#[derive(Debug)]
+pub(crate) struct Rounding {
+    /// As configured.
+    ever: bool,
+    /// For the pass that runs now. Only who runs passes changes it.
+    now: AtomicBool,
+}
+
+/// Who computes with a weight.
+#[derive(Clone, Debug)]
+pub(crate) enum Product {
+    /// Our kernels.
+    Host(Arc<Rounding>),
+    /// A device, at this place.
+    Device(Arc<Place>),
 }
 
 /// A device, and how much of its memory is left for weights. The engine that made it is the only one to
@@ -98,11 +119,17 @@ impl Compute {
 
     fn host(config: &config::Engine) -> Result<Self, EngineError> {
         match config.dtype {
-            config::Precision::Auto | config::Precision::F32 => Ok(Self::Host),
+            config::Precision::Auto => Ok(Self::on_host(true)),
+            config::Precision::F32 => Ok(Self::on_host(false)),
             config::Precision::Bf16 | config::Precision::F16 => {
                 Err(EngineError::Device("a CPU computes in f32; leave the dtype to auto".to_owned()))
             }
         }
+    }
+
+    /// Our kernels, which round activations or not.
+    pub(crate) fn on_host(rounded: bool) -> Self {
+        Self::Host(Arc::new(Rounding { ever: rounded, now: AtomicBool::new(rounded) }))
     }
 
     /// Candle on `device`, with weights in at most `room` bytes of its memory.
@@ -119,7 +146,7 @@ impl Compute {
     /// As configurations write it.
     pub(crate) fn name(&self) -> &str {
         match self {
-            Self::Host => "cpu",
+            Self::Host(_) => "cpu",
             Self::Device(on) => &on.name,
         }
     }
@@ -127,7 +154,7 @@ impl Compute {
     /// Where candle is to have what it computes by itself.
     pub(crate) fn device(&self) -> Device {
         match self {
-            Self::Host => Device::Cpu,
+            Self::Host(_) => Device::Cpu,
             Self::Device(on) => on.device.clone(),
         }
     }
@@ -135,17 +162,33 @@ impl Compute {
     /// Bytes of weights that may be there, of `memory` bytes that may be anywhere.
     pub(crate) fn room(&self, memory: u64) -> u64 {
         match self {
-            Self::Host => memory,
+            Self::Host(_) => memory,
             Self::Device(on) => on.room.left().min(memory),
         }
     }
 
-    /// Where a weight is to be, if not where it came; `stays` says whether its group does.
-    pub(crate) fn place(&self, stays: bool) -> Option<Arc<Place>> {
+    /// Who computes with a weight; `stays` says whether its group does.
+    pub(crate) fn product(&self, stays: bool) -> Product {
         match self {
-            Self::Host => None,
-            Self::Device(on) => Some(Arc::new(Place { on: Arc::clone(on), stays, kept: OnceLock::new() })),
+            Self::Host(rounding) => Product::Host(Arc::clone(rounding)),
+            Self::Device(on) => {
+                Product::Device(Arc::new(Place { on: Arc::clone(on), stays, kept: OnceLock::new() }))
+            }
         }
+    }
+
+    /// Has the next pass computed in f32 throughout, or as configured.
+    pub(crate) fn set_exact(&self, exact: bool) {
+        if let Self::Host(rounding) = self {
+            rounding.now.store(rounding.ever && !exact, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Rounding {
+    /// Whether activations are rounded in the pass that runs.
+    pub(crate) fn rounds(&self) -> bool {
+        self.now.load(Ordering::Relaxed)
     }
 }
 

@@ -10,6 +10,7 @@ mod dot;
 mod elementwise;
 mod matrix;
 mod product;
+mod rounded;
 mod widen;
 
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub(crate) use elementwise::{
 };
 pub(crate) use matrix::{Float, Matrix, Run, Scales};
 pub(crate) use product::{Block, View, product};
+pub(crate) use rounded::matmul_rounded;
 pub(crate) use widen::widen;
 
 /// `x · weightᵀ`: `x` is `m` by the matrix's columns, the result `m` by its rows, both by rows.

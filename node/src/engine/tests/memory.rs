@@ -22,7 +22,8 @@ fn within(work: u64, context: usize) -> (Engine, Arc<FileWeights>) {
     let (weights, journal) = (Arc::new(FileWeights::open(&folder)), Arc::new(Journal::default()));
     let architecture = arch::read(&files, weights.checkpoint()).unwrap();
     let working = Working::new(&architecture.shape(), architecture.widths(), work, 2).unwrap();
-    let engine = Engine::load_in(Compute::Host, u64::MAX, working, &files, weights.clone(), journal);
+    let engine =
+        Engine::load_in(Compute::on_host(false), u64::MAX, working, &files, weights.clone(), journal);
     (engine.unwrap(), weights)
 }
 

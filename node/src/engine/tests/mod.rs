@@ -216,7 +216,7 @@ async fn a_long_prompt_goes_in_parts_and_gives_the_same() {
     let (weights, journal) = (Arc::new(FileWeights::open(&folder)), Arc::new(Journal::default()));
     let architecture = arch::read(&files(&folder), weights.checkpoint()).unwrap();
     let working = Working::new(&architecture.shape(), architecture.widths(), u64::MAX, 2).unwrap();
-    let mut model = Model::new(architecture, weights, journal, Compute::Host, working).unwrap();
+    let mut model = Model::new(architecture, weights, journal, Compute::on_host(false), working).unwrap();
     let prompt: Vec<u32> = (0..200).map(|at| 7 + at * 31 % 500).collect();
     let mut run = |part: usize| {
         let mut cache = cache::KvCache::new(model.shape().cache);

@@ -123,7 +123,14 @@ async fn a_head_over_a_large_vocabulary_needs_room_for_two_runs() {
         let architecture = arch::read(&files_of_it, weights.checkpoint()).unwrap();
         let working = Working::new(&architecture.shape(), architecture.widths(), 32 << 20, 2).unwrap();
         assert!((1..10).contains(&working.logits_together(10)), "{}", working.logits_together(10));
-        let scant = Engine::load_in(Compute::Host, u64::MAX, working, &files_of_it, weights, Arc::default());
+        let scant = Engine::load_in(
+            Compute::on_host(false),
+            u64::MAX,
+            working,
+            &files_of_it,
+            weights,
+            Arc::default(),
+        );
         let scant = scant.unwrap();
         assert!(same(&values(&scant, tokens.clone().into()).await, &whole), "tied: {tied}");
         let request = Request { echo: true, logprobs: Some(1), ..super::tokens(tokens.clone(), 2) };

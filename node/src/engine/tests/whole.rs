@@ -39,7 +39,8 @@ async fn a_sequence_may_come_in_pieces() {
         let weights: Arc<dyn Weights> = Arc::new(FileWeights::open(&folder));
         let model =
             whole::read(&files(&folder), &weights, u64::MAX, &candle_core::Device::Cpu).unwrap().unwrap();
-        let parts = Parts::new(&NO_TENSORS, &Compute::Host);
+        let compute = Compute::on_host(false);
+        let parts = Parts::new(&NO_TENSORS, &compute);
         let [reading, logits] = [0, 1].map(|at| model.layer(&model.steps()[at], &parts).unwrap());
         let tokens: Vec<u32> = (3..23).collect();
         let run = |pieces: &[usize]| {

@@ -67,7 +67,7 @@ pub(super) async fn measure(
 }
 
 async fn read(folder: &Path, config: &config::Engine) -> Result<Reading, MeasureError> {
-    Ok(load(folder, config).await?.read(TEXT).await?)
+    Ok(load(folder, config).await?.exactly().read(TEXT).await?)
 }
 
 /// The model in `folder`, ready to run.
