@@ -116,6 +116,21 @@ fn any_folder_is_published_and_says_why_it_does_not_run() {
     }
 }
 
+/// A pull fetches what a published file no longer holds, though nobody has looked at the file since.
+#[test]
+fn a_pull_makes_up_for_a_published_file_that_is_gone() {
+    let (seed, folders) = (Process::join(&[], &[]), [copy("llama"), copy("llama")]);
+    let model = seed.done(&["publish", folders[0].path().to_str().unwrap()])["model"].clone();
+    let (model, folder) = (model.as_str().unwrap(), &folders[1]);
+    let node = Process::join(&[seed.addr()], &[]);
+    assert_eq!(node.done(&["publish", folder.path().to_str().unwrap()])["model"], model);
+    fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    let pulled = node.done(&["pull", model]);
+    assert!(0 < pulled["fetched_bytes"].as_u64().unwrap(), "{pulled}");
+    let verified = node.done(&["verify", model]);
+    assert_eq!((&verified["bad"], &verified["missing"]), (&json!(0), &json!(0)), "{verified}");
+}
+
 #[test]
 fn of_duplicates_the_one_that_the_index_names_is_run() {
     let node = Process::join(&[], &[]);

@@ -73,7 +73,9 @@ impl From<PullError> for NodeError {
     fn from(error: PullError) -> Self {
         match error {
             PullError::Source(error) => error.into(),
-            PullError::Unkept(_) | PullError::Removed(_) => Self::Failed(error.to_string()),
+            PullError::Store(_) | PullError::Unkept(_) | PullError::Removed(_) => {
+                Self::Failed(error.to_string())
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::{
     fetch::{Fetcher, Model, Standing, Traffic},
     source::{ModelSource, SourceError, Urgency},
-    store::Store,
+    store::{Store, StoreError},
 };
 
 /// Wishes open at once: enough for the scheduler to choose among, few enough to cost nothing.
@@ -64,6 +64,9 @@ pub enum PullError {
     /// A chunk could not be had.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// What is here could not be looked at.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// Chunks came and could not be kept.
     #[error("what came could not be kept: {0}")]
     Unkept(String),
@@ -91,6 +94,8 @@ pub async fn pull(
     mut progress: impl FnMut(&Pull),
 ) -> Result<Pull, PullError> {
     let _lease = store.lease(manifest.chunks().iter().map(|chunk| chunk.id));
+    // A published file that is gone holds nothing.
+    store.look_at_files().await?;
     let (started, before) = (Instant::now(), fetcher.traffic(manifest.id()).await?);
     let total = manifest.size();
     let mut missing: Vec<_> =

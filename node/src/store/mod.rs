@@ -294,6 +294,16 @@ impl Store {
         self.blocking(|disk| disk.gc()).await?
     }
 
+    /// Looks whether the files of the user's are what they were, without reading those that are. What is no longer in
+    /// one that has changed is not here any more.
+    pub async fn look_at_files(&self) -> Result<(), StoreError> {
+        self.working(|disk| {
+            let files = disk.holdings().user_files();
+            disk.look_at_files(&files);
+        })
+        .await
+    }
+
     /// Hashes everything here, or everything here of one model. What is bad is forgotten, and can be
     /// fetched again. `progress` is called from several threads with bytes done and bytes in all.
     pub async fn verify(

@@ -245,7 +245,16 @@ impl Disk {
             PlaceKind::Range { file, .. } => Some((Arc::as_ptr(file), file)),
             PlaceKind::Own { .. } => None,
         });
-        for file in files.collect::<HashMap<_, _>>().into_values() {
+        let files: Vec<_> = files.collect::<HashMap<_, _>>().into_values().cloned().collect();
+        self.look_at_files(&files);
+        let holdings = self.holdings();
+        held.iter().map(|(id, _)| *id).filter(|&id| !holdings.contains(id)).collect()
+    }
+
+    /// Looks whether these files of the user's are what they were. What has changed is hashed, and what is no
+    /// longer in it is lost.
+    pub(super) fn look_at_files(&self, files: &[Arc<UserFile>]) {
+        for file in files {
             if Stamp::at(&file.path).ok() == Some(file.stamp) || file.gone.swap(true, Ordering::Relaxed) {
                 continue;
             }
@@ -253,8 +262,6 @@ impl Disk {
             self.recheck(file).into_iter().for_each(|id| self.lost.chunk(id));
             self.changed();
         }
-        let holdings = self.holdings();
-        held.iter().map(|(id, _)| *id).filter(|&id| !holdings.contains(id)).collect()
     }
 
     /// The manifest of a model, or an error that names it.
