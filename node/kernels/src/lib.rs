@@ -48,6 +48,8 @@ mod level;
 mod out;
 mod portable;
 mod product;
+#[cfg(target_arch = "x86_64")]
+mod steps;
 mod tile;
 
 #[cfg(test)]

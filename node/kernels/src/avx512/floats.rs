@@ -1,8 +1,8 @@
 //! Products of floats: sixteen lanes are one vector.
 
-use std::{arch::x86_64::*, ops::Range};
+use std::arch::x86_64::*;
 
-use crate::{lanes::BF16_LEAST, out::Out};
+use crate::{lanes::BF16_LEAST, out::Out, steps::parts};
 
 /// Weight rows that meet activations in registers.
 const ROWS: usize = 4;
@@ -26,26 +26,6 @@ unsafe fn put<const M: usize>(sums: &Sums<M>, rows: usize, out: Out) {
             out.put(j, 0, &results[..rows]);
         }
     }
-}
-
-/// Where weights are, and which steps are made there: in the rows themselves, and at the end in a copy of what is
-/// left of them, which is padded with zeros. The number of a step times its size is added to the pointers.
-#[inline(always)]
-fn parts(rows: &[&[u8]], size: usize, tail: &mut [[u8; 64]; ROWS]) -> [([*const u8; ROWS], Range<usize>); 2] {
-    // Those that are not there are computed like the last, and left.
-    let row = |r: usize| rows[r.min(rows.len() - 1)];
-    let (whole, rest) = (rows[0].len() / size, rows[0].len() % size);
-    for (r, tail) in tail.iter_mut().enumerate() {
-        tail[..rest].copy_from_slice(&row(r)[whole * size..]);
-        tail[rest..].fill(0);
-    }
-    [
-        (std::array::from_fn(|r| row(r).as_ptr()), 0..whole),
-        (
-            std::array::from_fn(|r| tail[r].as_ptr().wrapping_sub(whole * size)),
-            whole..whole + usize::from(0 < rest),
-        ),
-    ]
 }
 
 /// How sixteen weights become a vector.
