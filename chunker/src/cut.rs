@@ -10,8 +10,9 @@ use std::{
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use surf_protocol::{
-    Chunk, FileEntry, Manifest, TensorEntry,
-    manifest::{ChunkEntry, FORMAT, Parts},
+    Chunk, ChunkId, FileEntry, Manifest, TensorEntry,
+    limits::MANIFEST_SIZE_MAX,
+    manifest::{ChunkEntry, FORMAT, ManifestError, Parts},
 };
 
 use crate::{CutError, Listed, format, hash, header::Header, list::list, plan};
@@ -79,11 +80,19 @@ pub fn cut_file<E: From<io::Error>>(
     Ok((entry, entries(vec![header])))
 }
 
-/// For each file, its tensors, if it has any that can be read.
+/// For each file, its tensors, if it has any that can be read. Ends as soon as no manifest can list all of them.
 fn headers(files: &[Listed]) -> Result<Vec<Option<Header>>, CutError> {
+    // Bytes that a manifest needs at least: for the ids of chunks, and for the names of tensors.
+    let mut needed = 0;
     let read = |file: &Listed| {
         let mut reader = file.open()?;
-        format::read(&mut reader, file.size).map_err(|error| file.failed(error))
+        let header = format::read(&mut reader, file.size).map_err(|error| file.failed(error))?;
+        needed += file.size / plan::MAX * size_of::<ChunkId>() as u64;
+        needed += header.iter().flat_map(|header| &header.tensors).map(|one| one.name.len() as u64).sum::<u64>();
+        match needed <= MANIFEST_SIZE_MAX as u64 {
+            true => Ok(header),
+            false => Err(ManifestError::TooLarge.into()),
+        }
     };
     files.iter().map(read).collect()
 }
@@ -98,7 +107,7 @@ fn entries(headers: Vec<Option<Header>>) -> Vec<TensorEntry> {
     for (at, header) in headers.into_iter().enumerate() {
         tensors.extend(header.into_iter().flat_map(|header| header.tensors).map(|tensor| TensorEntry {
             file: at as u32,
-            name: tensor.name.into(),
+            name: tensor.name,
             dtype: tensor.dtype,
             shape: tensor.shape.into(),
             offset: tensor.offset,

@@ -5,12 +5,12 @@
 //! inside its file, apart from the others. What is read here and what is refused is part of the manifest's format, as is
 //! the table of types: a tensor of another type reaches to the next one, and nothing is known of its rows.
 
-use std::io::Read;
+use std::{io::Read, sync::Arc};
 
 use crate::{
     FileFault, HeaderFault, TensorFault,
     format::Stop as Unread,
-    header::{HEADER_SIZE_MAX, Header, TENSORS_MAX, Tensor},
+    header::{HEADER_SIZE_MAX, Header, TENSORS_MAX, Tensor, few},
 };
 
 /// What every file begins with.
@@ -190,9 +190,12 @@ pub(crate) fn parse(head: &[u8], size: u64) -> Result<Header, Stop> {
             other => return Err(HeaderFault::Alignment(other.unwrap_or(0)).into()),
         },
     };
-    let mut entries = Vec::new();
+    let (mut entries, mut names) = (Vec::new(), 0);
     for _ in 0..counts.tensors {
-        entries.push(entry(&mut cursor)?);
+        let entry = entry(&mut cursor)?;
+        names += entry.name.len();
+        few(entries.len(), names)?;
+        entries.push(entry);
     }
     let data = cursor.at.next_multiple_of(alignment);
     let mut offsets: Vec<u64> = entries.iter().map(|entry| entry.offset).collect();
@@ -201,7 +204,7 @@ pub(crate) fn parse(head: &[u8], size: u64) -> Result<Header, Stop> {
     for entry in entries {
         let next = offsets.get(offsets.partition_point(|offset| *offset <= entry.offset)).copied();
         let space = Space { data, alignment, size, next };
-        let name = entry.name.clone();
+        let name = Arc::clone(&entry.name);
         tensors.push(placed(entry, &space).map_err(|fault| FileFault::tensor(&name, fault))?);
     }
     Ok(Header::sorted(tensors)?)
@@ -221,7 +224,7 @@ struct Counts {
 }
 
 struct Entry {
-    name: String,
+    name: Arc<str>,
     /// Outermost first.
     shape: Vec<u64>,
     kind: u32,
@@ -353,7 +356,7 @@ fn list<'a>(cursor: &mut Cursor<'a>) -> Result<List<'a>, Stop> {
 fn entry(cursor: &mut Cursor<'_>) -> Result<Entry, Stop> {
     let name =
         std::str::from_utf8(cursor.text()?).map_err(|error| HeaderFault::Malformed(error.to_string()))?;
-    let name = name.to_owned();
+    let name = Arc::from(name);
     let dimensions = cursor.u32()?;
     if DIMENSIONS_MAX < dimensions {
         return Err(FileFault::tensor(&name, TensorFault::Dimensions(dimensions)).into());

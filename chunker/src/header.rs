@@ -10,11 +10,12 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     io::Read,
+    sync::Arc,
 };
 
 use serde::{
     Deserialize,
-    de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer},
+    de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 use surf_protocol::{limits::TENSOR_RANK_MAX, manifest::Tag};
 
@@ -32,6 +33,9 @@ pub(crate) const TENSORS_MAX: usize = 1 << 18;
 /// Bytes in the name of a tensor, in any format.
 pub(crate) const NAME_SIZE_MAX: usize = 1024;
 
+/// Bytes in all names of a file together. Those of a mixture of experts with 91,000 tensors have 6 MB.
+pub(crate) const NAMES_SIZE_MAX: usize = 32 << 20;
+
 /// What stands in the metadata before the name of a tensor whose bytes are blocks of a type of GGML's.
 pub(crate) const PACKED: &str = "ggml_type.";
 
@@ -43,7 +47,7 @@ pub(crate) struct Header {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tensor {
-    pub(crate) name: String,
+    pub(crate) name: Arc<str>,
     /// What the file calls its type.
     pub(crate) dtype: Tag,
     /// Outermost first.
@@ -62,10 +66,7 @@ impl Header {
     pub(crate) fn sorted(mut tensors: Vec<Tensor>) -> Result<Self, FileFault> {
         // Empty tensors may share an offset; their names decide, so that the order is always the same.
         tensors.sort_by(|a, b| (a.offset, a.size, &a.name).cmp(&(b.offset, b.size, &b.name)));
-        if TENSORS_MAX < tensors.len() {
-            let (count, max) = (tensors.len() as u64, TENSORS_MAX as u64);
-            return Err(HeaderFault::TooMany { what: "tensors", count, max }.into());
-        }
+        few(tensors.len(), tensors.iter().map(|tensor| tensor.name.len()).sum())?;
         let mut names = HashSet::new();
         for tensor in &tensors {
             let fault = if NAME_SIZE_MAX < tensor.name.len() {
@@ -81,11 +82,22 @@ impl Header {
         }
         for pair in tensors.windows(2) {
             if pair[1].offset < pair[0].offset + pair[0].size {
-                return Err(FileFault::tensor(&pair[1].name, TensorFault::Overlap(pair[0].name.clone())));
+                return Err(FileFault::tensor(&pair[1].name, TensorFault::Overlap(pair[0].name.to_string())));
             }
         }
         Ok(Self { tensors })
     }
+}
+
+/// Whether as many tensors, with as many bytes of names, are few enough to be read. Readers ask as they go on, so that
+/// what a file claims takes no memory.
+pub(crate) fn few(tensors: usize, names: usize) -> Result<(), HeaderFault> {
+    let within = |what, count: usize, max: usize| match count <= max {
+        true => Ok(()),
+        false => Err(HeaderFault::TooMany { what, count: count as u64, max: max as u64 }),
+    };
+    within("tensors", tensors, TENSORS_MAX)?;
+    within("bytes of names", names, NAMES_SIZE_MAX)
 }
 
 /// The header of a file of `size` bytes, read from its beginning.
@@ -141,6 +153,7 @@ pub(crate) fn parse(json: &[u8], start: u64, end: u64) -> Result<Header, FileFau
     let mut entries = Entries::default();
     let mut json = serde_json::Deserializer::from_str(text);
     let outcome = entries.deserialize(&mut json).and_then(|()| json.end());
+    few(entries.found.len(), entries.names)?;
     if let Err(error) = outcome {
         let error = error.to_string();
         return Err(match entries.current {
@@ -163,7 +176,8 @@ fn check(entries: Entries, start: u64, end: u64) -> Result<Header, FileFault> {
             Ok(dtype) => {
                 let dtype = packed_tag(&entry.dtype, entries.packed.get(&name)).unwrap_or(dtype);
                 let (offset, size) = (start + begin, end - begin);
-                tensors.push(Tensor { name, dtype, shape: entry.shape, block: Some(1), offset, size });
+                let name = name.into();
+                tensors.push(Tensor { name, dtype, shape: entry.shape.0, block: Some(1), offset, size });
                 continue;
             }
         };
@@ -192,8 +206,35 @@ fn packed_tag(dtype: &str, packed: Option<&String>) -> Option<Tag> {
 #[derive(serde::Deserialize)]
 struct Fields {
     dtype: String,
-    shape: Vec<u64>,
+    shape: Shape,
     data_offsets: (u64, u64),
+}
+
+/// Dimensions, and no more than one too many of them.
+struct Shape(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of dimensions")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Shape, A::Error> {
+                let mut shape = Vec::new();
+                while let Some(dimension) = list.next_element()? {
+                    if shape.len() <= TENSOR_RANK_MAX {
+                        shape.push(dimension);
+                    }
+                }
+                Ok(Shape(shape))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
 }
 
 /// The same, of an object only: as a list, serde would take it too.
@@ -221,6 +262,8 @@ impl<'de> Deserialize<'de> for Entry {
 #[derive(Default)]
 struct Entries {
     found: Vec<(String, Fields)>,
+    /// Bytes of their names.
+    names: usize,
     /// For tensors, the type of GGML's that the metadata says they are of.
     packed: HashMap<String, String>,
     has_metadata: bool,
@@ -237,13 +280,16 @@ impl<'de> Deserialize<'de> for Packed {
             type Value = Packed;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map of metadata")
+                write!(f, "metadata with the types of at most {TENSORS_MAX} tensors")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Packed, A::Error> {
                 let mut pairs = Vec::new();
                 while let Some(key) = map.next_key::<String>()? {
-                    match key.strip_prefix(PACKED) {
+                    if pairs.len() == TENSORS_MAX {
+                        return Err(A::Error::invalid_length(pairs.len() + 1, &self));
+                    }
+                    match key.strip_prefix(PACKED).filter(|tensor| tensor.len() <= NAME_SIZE_MAX) {
                         Some(tensor) => pairs.push((tensor.to_owned(), map.next_value()?)),
                         None => _ = map.next_value::<IgnoredAny>()?,
                     }
@@ -279,6 +325,11 @@ impl<'de> Visitor<'de> for &mut Entries {
                 let metadata = map.next_value::<Option<Packed>>()?;
                 self.packed.extend(metadata.into_iter().flat_map(|Packed(pairs)| pairs));
                 continue;
+            }
+            self.names += name.len();
+            // What is too much is told by `few`.
+            if few(self.found.len(), self.names).is_err() {
+                return Err(A::Error::custom("it is too large"));
             }
             self.current = Some(name.clone());
             let Entry(entry) = map.next_value()?;

@@ -28,7 +28,7 @@ use machine::{Storage, Value, Values, View};
 use zip::Zip;
 
 /// Bytes of a pickle. That of a mixture of experts with 91,000 tensors has some 20 MB.
-const PICKLE_SIZE_MAX: u64 = 64 << 20;
+const PICKLE_SIZE_MAX: u64 = 32 << 20;
 
 /// Under what the weights stand in a checkpoint that holds more than them, and how often one may lie in another.
 const WITHIN: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];
@@ -151,7 +151,7 @@ fn placed(
         Some(end) if end <= room => (),
         end => return Err(TensorFault::PastEnd { end: end.unwrap_or(u64::MAX), data: room }),
     }
-    let (name, shape) = (name.to_owned(), view.shape.clone());
+    let (name, shape) = (name.into(), view.shape.clone());
     let dtype = element.dtype.parse().map_err(TensorFault::Tag)?;
     Ok(Tensor { name, dtype, shape, block: Some(1), offset: start + offset, size: taken })
 }

@@ -153,7 +153,7 @@ mod tests {
         let tensors = tensors.iter().map(|&(name, shape)| {
             let size = shape.iter().product();
             offset += size;
-            let (name, shape) = (name.to_owned(), shape.to_vec());
+            let (name, shape) = (name.into(), shape.to_vec());
             Tensor { name, dtype: "U8".parse().unwrap(), shape, block: Some(1), offset: offset - size, size }
         });
         Header { tensors: tensors.collect() }

@@ -52,7 +52,7 @@ mod tests {
         let size = written.len() as u64 + 12 + 5 * 288 + 4 * 34;
         let read = header::read(&mut &written[..], size).unwrap();
         let found: Vec<_> =
-            read.tensors.iter().map(|t| (t.name.as_str(), t.dtype.as_str(), t.shape.as_slice())).collect();
+            read.tensors.iter().map(|t| (&*t.name, t.dtype.as_str(), t.shape.as_slice())).collect();
         for expected in [
             ("b", "BF16", &[2, 3][..]),
             ("a", "U8:Q4_K", &[5, 288]),
@@ -62,7 +62,7 @@ mod tests {
             assert!(found.contains(&expected), "{found:?}");
         }
         let places: Vec<u64> = ["b", "a", "c"]
-            .map(|name| read.tensors.iter().find(|tensor| tensor.name == name).unwrap().offset)
+            .map(|name| read.tensors.iter().find(|tensor| *tensor.name == *name).unwrap().offset)
             .to_vec();
         assert_eq!(places, [0, 12, 12 + 5 * 288].map(|at| at + written.len() as u64));
         assert_eq!(written.len() % 8, 0);

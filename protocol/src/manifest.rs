@@ -11,7 +11,7 @@
 mod check;
 mod tag;
 
-use std::{collections::BTreeMap, fmt, ops::Range};
+use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -77,7 +77,7 @@ pub struct TensorEntry {
     /// Position in [`Parts::files`].
     pub file: u32,
     /// Name in the file.
-    pub name: Box<str>,
+    pub name: Arc<str>,
     /// What the file calls the type of its elements.
     pub dtype: Tag,
     /// Dimensions as the file has them, outermost first.

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+use surf_protocol::limits::MANIFEST_TENSORS_MAX;
 
 /// Bytes in an index. That of a mixture of experts with 91,000 tensors has 9 MB.
 pub(super) const INDEX_SIZE_MAX: u64 = 64 * 1024 * 1024;
@@ -25,12 +26,15 @@ impl<'de> Deserialize<'de> for Pairs {
             type Value = Pairs;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map from tensors to files")
+                write!(f, "a map from at most {MANIFEST_TENSORS_MAX} tensors to files")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
                 let mut pairs = Vec::new();
                 while let Some(pair) = map.next_entry()? {
+                    if pairs.len() == MANIFEST_TENSORS_MAX {
+                        return Err(A::Error::invalid_length(pairs.len() + 1, &self));
+                    }
                     pairs.push(pair);
                 }
                 Ok(Pairs(pairs))

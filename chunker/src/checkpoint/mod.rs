@@ -12,7 +12,7 @@ pub(crate) mod dtype;
 mod index;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     io,
     ops::Range,
     sync::Arc,
@@ -41,7 +41,7 @@ pub trait Files {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameter {
     /// Its name, which no other has.
-    pub name: String,
+    pub name: Arc<str>,
     /// Element type.
     pub dtype: Dtype,
     /// Dimensions, outermost first.
@@ -68,7 +68,6 @@ pub struct GroupEntry {
 pub struct Checkpoint {
     manifest: Arc<Manifest>,
     loaded: Loaded,
-    index: HashMap<Group, u32>,
 }
 
 /// Tensors, groups, and what is wrong.
@@ -92,7 +91,7 @@ impl Checkpoint {
         let listing =
             Listing::new(manifest.files().iter().map(|file| (&*file.path, file.size)), manifest.tensors());
         let loaded = load(&listing, families, Some(files))?;
-        Ok(Self::new(manifest, loaded))
+        Ok(Self { manifest, loaded })
     }
 
     /// The same by names alone, for who only shows what there is.
@@ -101,18 +100,13 @@ impl Checkpoint {
             Listing::new(manifest.files().iter().map(|file| (&*file.path, file.size)), manifest.tensors());
         // Without files, nothing is read, and nothing fails.
         let loaded = load(&listing, families, None).unwrap_or_default();
-        Self::new(manifest, loaded)
+        Self { manifest, loaded }
     }
 
-    /// These parameters of `manifest`, sorted by name, in these groups: for who has chosen by other means.
+    /// These parameters of `manifest`, sorted by name, in these groups, in order of use: for who has chosen by
+    /// other means.
     pub fn chosen(manifest: Arc<Manifest>, parameters: Vec<Parameter>, groups: Vec<GroupEntry>) -> Self {
-        Self::new(manifest, Loaded { parameters, groups, fault: None })
-    }
-
-    fn new(manifest: Arc<Manifest>, loaded: Loaded) -> Self {
-        let groups = loaded.groups.iter().zip(0..);
-        let index = groups.map(|(entry, at)| (entry.group.clone(), at)).collect();
-        Self { manifest, loaded, index }
+        Self { manifest, loaded: Loaded { parameters, groups, fault: None } }
     }
 
     /// Why the model cannot be run, if its weights cannot be loaded. One sentence.
@@ -132,7 +126,7 @@ impl Checkpoint {
 
     /// The position of the parameter called `name`.
     pub fn tensor_position(&self, name: &str) -> Option<usize> {
-        self.tensors().binary_search_by(|tensor| tensor.name.as_str().cmp(name)).ok()
+        self.tensors().binary_search_by(|tensor| (*tensor.name).cmp(name)).ok()
     }
 
     /// The parameter called `name`.
@@ -147,8 +141,9 @@ impl Checkpoint {
 
     /// The parameters of `group`, if the model has it.
     pub fn group(&self, group: &Group) -> Option<impl Iterator<Item = &Parameter>> {
-        let entry = &self.groups()[*self.index.get(group)? as usize];
-        Some(entry.tensors.iter().map(|&at| &self.tensors()[at as usize]))
+        let groups = self.groups();
+        let at = groups.binary_search_by_key(&Use::of(group), |entry| Use::of(&entry.group)).ok()?;
+        Some(groups[at].tensors.iter().map(|&at| &self.tensors()[at as usize]))
     }
 
     /// The pieces of chunks whose bytes, joined, are `tensor`.
@@ -203,7 +198,7 @@ pub(crate) fn load(
     for tensor in tensors {
         match dtype::read(tensor) {
             Ok((dtype, shape)) => loaded.parameters.push(Parameter {
-                name: tensor.name.to_string(),
+                name: Arc::clone(&tensor.name),
                 dtype,
                 shape,
                 file: tensor.file,
@@ -239,12 +234,14 @@ fn grouped(parameters: &[Parameter], group_of: impl Fn(&str) -> Group) -> Vec<Gr
         let tensor = &parameters[at as usize];
         (tensor.file, tensor.offset, at)
     });
-    let mut groups: BTreeMap<Use, (Group, Vec<u32>)> = BTreeMap::new();
+    let mut found: HashMap<Group, Vec<u32>> = HashMap::new();
     for at in in_file_order {
-        let group = group_of(&parameters[at as usize].name);
-        groups.entry(Use::of(&group)).or_insert_with(|| (group, Vec::new())).1.push(at);
+        found.entry(group_of(&parameters[at as usize].name)).or_default().push(at);
     }
-    groups.into_values().map(|(group, tensors)| GroupEntry { group, tensors }).collect()
+    let mut groups: Vec<_> =
+        found.into_iter().map(|(group, tensors)| GroupEntry { group, tensors }).collect();
+    groups.sort_unstable_by(|a, b| Use::of(&a.group).cmp(&Use::of(&b.group)));
+    groups
 }
 
 /// The tensors of a folder that has not been hashed.

@@ -94,6 +94,8 @@ fn an_index_that_names_what_is_not_there_is_told() {
     for malformed in ["", "[]", "{}", "{\"weight_map\": 1}", "{\"weight_map\": {\"a\": 1}}"] {
         assert!(with(malformed).unwrap().contains("index.json cannot be read"), "{malformed}");
     }
+    let many = vec![r#""a":"b""#; surf_protocol::limits::MANIFEST_TENSORS_MAX + 1].join(",");
+    assert!(with(&format!(r#"{{"weight_map": {{{many}}}}}"#)).unwrap().contains("at most 524288 tensors"));
     assert_eq!(with(&format!(r#"{{"weight_map": {{"a": "{ONE}", "b": "{TWO}"}}}}"#)), None);
     let lost = fault(&[(ONE, &one)]).unwrap();
     assert!(lost.ends_with("is one of 2 files, of which 1 are here"), "{lost}");

@@ -39,33 +39,33 @@ pub enum Stack {
 
 /// When a group is used in a pass; greater is later. Named groups come last, in natural order.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Use {
+pub(crate) enum Use<'a> {
     Embed,
     Stack(Stack, Within),
     Head,
-    Named(Natural),
+    Named(Natural<'a>),
 }
 
 /// When a group of a stack is used.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Within {
-    /// A layer, and the place in it: itself, then its experts.
-    Layer(u32, u32),
+    /// A layer, then its experts.
+    Layer(u32, Option<u32>),
     /// The stack's final norm, before the next stack begins.
     Norm,
 }
 
-impl Use {
-    pub(crate) fn of(group: &Group) -> Self {
+impl<'a> Use<'a> {
+    pub(crate) fn of(group: &'a Group) -> Self {
         match group {
             Group::Embed => Self::Embed,
-            Group::Layer(stack, layer) => Self::Stack(*stack, Within::Layer(*layer, 0)),
+            Group::Layer(stack, layer) => Self::Stack(*stack, Within::Layer(*layer, None)),
             Group::Expert { stack, layer, expert } => {
-                Self::Stack(*stack, Within::Layer(*layer, expert.saturating_add(1)))
+                Self::Stack(*stack, Within::Layer(*layer, Some(*expert)))
             }
             Group::Norm(stack) => Self::Stack(*stack, Within::Norm),
             Group::Head => Self::Head,
-            Group::Named(name) => Self::Named(Natural::of(name)),
+            Group::Named(name) => Self::Named(Natural(name)),
         }
     }
 }

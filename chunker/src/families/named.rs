@@ -1,5 +1,7 @@
 //! Groups of models whose structure is not known.
 
+use std::cmp::Ordering;
+
 use super::Group;
 
 /// The name up to its first number (`encoder.layer.3`), which is what repeats in every model; without a
@@ -26,27 +28,43 @@ pub(super) fn number(text: &str) -> Option<u32> {
 }
 
 /// A name that sorts as people would sort it: `layer.9` before `layer.10`.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Natural(Vec<Part>);
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Natural<'a>(pub(super) &'a str);
 
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
+/// What stands between dots.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Part<'a> {
     /// Digits without leading zeros, longer is greater; then all digits, so that no two are equal.
-    Number(usize, String, String),
-    Text(String),
+    Number(usize, &'a str, &'a str),
+    Text(&'a str),
 }
 
-impl Natural {
-    pub(super) fn of(name: &str) -> Self {
-        let part = |part: &str| {
-            let text = part.to_owned();
-            match part.trim_start_matches('0') {
-                digits if !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()) => {
-                    Part::Number(digits.len(), digits.to_owned(), text)
-                }
-                _ => Part::Text(text),
+impl<'a> Natural<'a> {
+    /// The part that begins at `start`.
+    fn part(&self, start: usize) -> Part<'a> {
+        let rest = &self.0[start..];
+        let part = rest.split_once('.').map_or(rest, |(part, _)| part);
+        match part.trim_start_matches('0') {
+            digits if !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Part::Number(digits.len(), digits, part)
             }
-        };
-        Self(name.split('.').map(part).collect())
+            _ => Part::Text(part),
+        }
+    }
+}
+
+impl Ord for Natural<'_> {
+    /// By the first part that differs; where none does, the name with fewer parts comes first.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let [one, two] = [self.0.as_bytes(), other.0.as_bytes()];
+        let same = one.iter().zip(two).take_while(|(one, two)| one == two).count();
+        let start = one[..same].iter().rposition(|byte| *byte == b'.').map_or(0, |dot| dot + 1);
+        self.part(start).cmp(&other.part(start)).then(one.len().cmp(&two.len()))
+    }
+}
+
+impl PartialOrd for Natural<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }

@@ -1,5 +1,7 @@
 //! Which tensors go together, in what order.
 
+use proptest::prelude::*;
+
 use super::{
     Stack::{Decoder, Encoder},
     *,
@@ -265,4 +267,21 @@ fn groups_are_in_order_of_use() {
     ];
     let uses: Vec<Use> = in_order.iter().map(Use::of).collect();
     assert!(uses.is_sorted_by(|a, b| a < b), "{uses:?}");
+}
+
+proptest! {
+    #[test]
+    fn names_sort_by_their_parts(one in "[a1.0]{0,8}", two in "[a1.0]{0,8}") {
+        let parts = |name: &str| -> Vec<(u8, usize, String, String)> {
+            let part = |part: &str| match part.trim_start_matches('0') {
+                digits if !part.is_empty() && !part.contains('a') => {
+                    (0, digits.len(), digits.to_owned(), part.to_owned())
+                }
+                _ => (1, 0, part.to_owned(), String::new()),
+            };
+            name.split('.').map(part).collect()
+        };
+        let [a, b] = [named(&one), named(&two)];
+        prop_assert_eq!(Use::of(&a).cmp(&Use::of(&b)), parts(&one).cmp(&parts(&two)));
+    }
 }

@@ -203,3 +203,23 @@ proptest! {
         accepted_is_sound(format!("{{{}}}", entries.join(",")).as_bytes(), data);
     }
 }
+
+/// A header over no data, of `count` empty tensors whose names have `size` bytes.
+fn many(count: usize, size: usize) -> String {
+    let member = |at: usize| format!(r#""{at:0size$}":{}"#, entry("U8", "[0]", 0, 0));
+    format!("{{{}}}", (0..count).map(member).collect::<Vec<_>>().join(","))
+}
+
+#[test]
+fn the_tensors_of_a_file_and_their_names_have_a_limit() {
+    let too_many = |json: &str| match parsed(json, 0) {
+        Err(FileFault::Header(HeaderFault::TooMany { what, .. })) => what,
+        other => panic!("{:?}", other.map(|tensors| tensors.len())),
+    };
+    assert_eq!(too_many(&many(TENSORS_MAX + 1, 6)), "tensors");
+    assert_eq!(too_many(&many(NAMES_SIZE_MAX / 1000 + 1, 1000)), "bytes of names");
+    assert_eq!(parsed(&many(NAMES_SIZE_MAX / 1000, 1000), 0).map(|tensors| tensors.len()), Ok(33_554));
+    let types = vec![r#""ggml_type.a":"Q4_0""#; TENSORS_MAX + 1].join(",");
+    let metadata = parsed(&format!(r#"{{"__metadata__":{{{types}}}}}"#), 0);
+    assert!(matches!(metadata, Err(FileFault::Header(HeaderFault::Malformed(_)))));
+}

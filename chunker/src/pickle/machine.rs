@@ -4,18 +4,16 @@
 //! operation makes one value at most, values refer to each other by number, and there is a most of them and of
 //! the places that they stand in: so time and memory are bounded, whatever the bytes say.
 
-use std::collections::HashMap;
-
 use surf_protocol::limits::TENSOR_RANK_MAX;
 
 use super::names::{Element, Name, named};
 use crate::HeaderFault;
 
 /// Values that a pickle may make. One with 91,000 tensors makes two million.
-const VALUES_MAX: usize = 1 << 22;
+const VALUES_MAX: usize = 5 << 19;
 
 /// Places of values in lists and tables, and notes of them. The same makes a million of these.
-const LINKS_MAX: usize = 1 << 23;
+const LINKS_MAX: usize = 1 << 22;
 
 /// Tensors that it may make, as many as a file of any format may hold.
 const TENSORS_MAX: usize = 1 << 18;
@@ -102,7 +100,8 @@ struct Machine<'a> {
     at: usize,
     made: Values<'a>,
     stack: Vec<Id>,
-    memo: HashMap<u32, Id>,
+    /// What was noted, by the numbers of notes.
+    memo: Vec<Option<Id>>,
     links: usize,
     tensors: usize,
 }
@@ -121,7 +120,7 @@ fn malformed(what: &str) -> HeaderFault {
 impl<'a> Machine<'a> {
     fn new(pickle: &'a [u8]) -> Self {
         let made = Values { values: Vec::new(), storages: Vec::new(), root: 0 };
-        Self { pickle, at: 0, made, stack: Vec::new(), memo: HashMap::new(), links: 0, tensors: 0 }
+        Self { pickle, at: 0, made, stack: Vec::new(), memo: Vec::new(), links: 0, tensors: 0 }
     }
 
     fn run(mut self) -> Result<Values<'a>, HeaderFault> {
@@ -300,17 +299,22 @@ impl<'a> Machine<'a> {
     /// Notes the last value under a number, or pushes what was noted.
     fn remember(&mut self, operation: u8) -> Result<(), HeaderFault> {
         let number = match operation {
-            b'q' | b'h' => self.unsigned(1)? as u32,
-            b'r' | b'j' => self.unsigned(4)? as u32,
-            _ => self.memo.len() as u32,
+            b'q' | b'h' => self.unsigned(1)?,
+            b'r' | b'j' => self.unsigned(4)?,
+            _ => self.memo.len() as u64,
         };
+        let number = number as usize;
         if matches!(operation, b'h' | b'j') {
-            let id = self.memo.get(&number).copied();
+            let id = self.memo.get(number).copied().flatten();
             return self.push_known(id.ok_or_else(|| malformed("its pickle recalls what it has not noted"))?);
         }
         let top = *self.stack.last().ok_or_else(|| malformed("its pickle notes what it has not made"))?;
-        self.memo.insert(number, top);
-        within("notes", self.memo.len(), VALUES_MAX)
+        within("notes", number + 1, VALUES_MAX)?;
+        if self.memo.len() <= number {
+            self.memo.resize(number + 1, None);
+        }
+        self.memo[number] = Some(top);
+        Ok(())
     }
 
     fn global(&mut self, operation: u8) -> Result<(), HeaderFault> {

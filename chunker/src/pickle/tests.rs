@@ -40,7 +40,7 @@ fn table(file: &[u8]) -> Table {
     let tensor = |tensor: Tensor| {
         let bytes = file[tensor.offset as usize..(tensor.offset + tensor.size) as usize].to_vec();
         let stored = dtype::single(tensor.dtype.as_str()).and_then(dtype::stored).unwrap();
-        (tensor.name, (stored.to_owned(), tensor.shape, bytes))
+        (tensor.name.to_string(), (stored.to_owned(), tensor.shape, bytes))
     };
     header.tensors.into_iter().map(tensor).collect()
 }
@@ -246,6 +246,9 @@ fn bombs_are_cheap() {
     // More values than there may be.
     let many = refused(&file(&[vec![b'N'; 5_000_000], vec![b'.']].concat()));
     assert!(matches!(many, HeaderFault::TooMany { what: "values", .. }), "{many}");
+    // Notes are numbered as they are taken; a few with great numbers would make room for all below.
+    let notes = refused(&file(b"Nr\xff\xff\xff\xff."));
+    assert!(matches!(notes, HeaderFault::TooMany { what: "notes", .. }), "{notes}");
 }
 
 #[test]

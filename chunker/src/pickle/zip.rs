@@ -14,7 +14,7 @@ use super::bytes;
 use crate::{HeaderFault, format::Stop};
 
 /// Bytes of a directory. One of 91,000 entries has some 10 MB.
-const DIRECTORY_SIZE_MAX: u64 = 64 << 20;
+const DIRECTORY_SIZE_MAX: u64 = 24 << 20;
 
 /// Bytes of the record at the very end, without the comment that may follow it.
 const END_SIZE: u64 = 22;

@@ -2,6 +2,8 @@
 
 use std::os::unix::{ffi::OsStrExt, fs::symlink, net::UnixListener};
 
+use surf_protocol::manifest::ManifestError;
+
 use crate::plan;
 
 use super::*;
@@ -211,4 +213,17 @@ fn an_embedding_in_bytes_of_blocks_is_cut_at_its_rows() {
         let is_packed = listed.dtype.as_str().starts_with("U8:");
         assert_eq!(is_packed, 1 < tensor.dtype.block().elements, "{}", tensor.name);
     }
+}
+
+/// Each file could be listed; all together could not, and are not held in memory to find out.
+#[test]
+fn names_of_all_files_together_have_a_limit() {
+    let member = |at: usize| format!(r#""{at:01000}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
+    let json = format!("{{{}}}", (0..30_000).map(member).collect::<Vec<_>>().join(","));
+    let file = [&(json.len() as u64).to_le_bytes()[..], json.as_bytes()].concat();
+    let folder = folder(&[("a", &file), ("b", &file), ("c", &file)]);
+    let error = refused(folder.path());
+    assert!(matches!(error, CutError::Manifest(ManifestError::TooLarge)), "{error}");
+    fs::remove_file(folder.path().join("c")).unwrap();
+    assert_eq!(manifest(folder.path()).tensors().len(), 60_000);
 }

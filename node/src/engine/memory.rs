@@ -93,7 +93,7 @@ impl WeightSizes {
             if let Some(tensor) = largest
                 && sizes.copied.as_ref().is_none_or(|(most, _)| *most < copied)
             {
-                sizes.copied = Some((copied, tensor.name.clone()));
+                sizes.copied = Some((copied, tensor.name.to_string()));
             }
         }
         sizes

@@ -68,7 +68,7 @@ impl Layout {
 
     /// The number of the run that these `rows` of `tensor` are.
     pub(super) fn run(&self, manifest: &Checkpoint, tensor: &str, rows: &Range<usize>) -> Option<usize> {
-        let cut = self.cut.as_ref().filter(|cut| manifest.tensors()[cut.tensor].name == tensor)?;
+        let cut = self.cut.as_ref().filter(|cut| *manifest.tensors()[cut.tensor].name == *tensor)?;
         let run = cut.rows.binary_search_by_key(&rows.start, |run| run.start).ok()?;
         (cut.rows[run] == *rows).then_some(self.index.len() + run)
     }
@@ -115,7 +115,7 @@ impl Layout {
     /// The tables of group `at` that come in runs, and these.
     pub(super) fn left_out(&self, manifest: &Checkpoint, at: usize) -> HashMap<String, Vec<Range<usize>>> {
         let cut = self.cut.iter().filter(|cut| self.group_of_tensor(cut.tensor) == at);
-        cut.map(|cut| (manifest.tensors()[cut.tensor].name.clone(), cut.rows.clone())).collect()
+        cut.map(|cut| (manifest.tensors()[cut.tensor].name.to_string(), cut.rows.clone())).collect()
     }
 
     /// The chunks of group or run `at`, by their positions in the manifest.

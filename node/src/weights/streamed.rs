@@ -245,7 +245,7 @@ impl Weights for Streamed {
 
     fn rows(&self, tensor: &str, rows: &[u32]) -> Result<RawTensor, WeightsError> {
         let Shared { manifest, layout, .. } = &*self.shared;
-        let table = manifest.tensors().binary_search_by(|entry| entry.name.as_str().cmp(tensor));
+        let table = manifest.tensors().binary_search_by(|entry| (*entry.name).cmp(tensor));
         let table = table.map_err(|_| WeightsError::NoSuchTensor(tensor.to_owned()))?;
         let entry = &manifest.tensors()[table];
         let count = entry.shape.first().copied().unwrap_or(0);

@@ -22,7 +22,7 @@ pub(super) fn in_place(scattered: Vec<Scattered>) -> Tensors {
         let row = row_size(&entry);
         let whole_rows = pieces.iter().all(|piece| piece.len().is_multiple_of(row.max(1)));
         let pieces = if whole_rows { pieces } else { vec![joined(pieces)] };
-        (entry.name.clone(), raw(&entry, pieces))
+        (entry.name.to_string(), raw(&entry, pieces))
     });
     Tensors { tensors: tensors.collect(), resident: false, ..Tensors::default() }
 }
@@ -32,7 +32,7 @@ pub(super) fn in_place(scattered: Vec<Scattered>) -> Tensors {
 pub(super) fn copied(scattered: Vec<Scattered>) -> Tensors {
     let tensors = scattered.into_iter().map(|(entry, pieces)| {
         let piece = joined(pieces);
-        (entry.name.clone(), raw(&entry, vec![piece]))
+        (entry.name.to_string(), raw(&entry, vec![piece]))
     });
     Tensors { tensors: tensors.collect(), resident: true, ..Tensors::default() }
 }

@@ -25,7 +25,7 @@ const ENCODE_MEMORY_PER_BYTE: u64 = 256;
 /// The same for loading, by bytes of the files. Parsing a vocabulary takes some 15 times its size.
 const LOAD_CPU: Duration = Duration::from_millis(600);
 const LOAD_CPU_PER_BYTE: Duration = Duration::from_nanos(400);
-const LOAD_MEMORY: u64 = 128 << 20;
+const LOAD_MEMORY: u64 = 96 << 20;
 const LOAD_MEMORY_PER_BYTE: u64 = 32;
 
 /// How much longer a question may take by the clock than by the processor: a machine may be busy

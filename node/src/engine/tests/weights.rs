@@ -43,7 +43,7 @@ impl FileWeights {
         let folder = if path.is_dir() { path } else { path.parent().unwrap() };
         let read = |path: &str| Bytes::from(std::fs::read(folder.join(path)).unwrap());
         let files: Vec<Bytes> = manifest.files().iter().map(|file| read(&file.path)).collect();
-        let named = |entry: &Parameter| (entry.name.clone(), raw(entry, &files[entry.file as usize]));
+        let named = |entry: &Parameter| (entry.name.to_string(), raw(entry, &files[entry.file as usize]));
         let tensors = |entry: &GroupEntry| {
             let tensors = manifest.group(&entry.group).unwrap().map(named).collect();
             (entry.group.clone(), Arc::new(Tensors { tensors, ..Tensors::default() }))

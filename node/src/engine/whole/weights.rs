@@ -34,7 +34,7 @@ impl AllWeights {
         for entry in manifest.groups() {
             for tensor in manifest.group(&entry.group).into_iter().flatten() {
                 // A decoder that was saved alone has no root; candle asks by the names of a whole model.
-                let name = tensor.name.clone();
+                let name = tensor.name.to_string();
                 let rooted = format!("model.{name}");
                 if manifest.tensor(&rooted).is_none() && !name.starts_with("lm_head.") {
                     stored.insert(rooted, name.clone());

@@ -112,7 +112,7 @@ async fn a_page_of_english_says_what_it_cost() {
     assert!(manifest.chunks().iter().all(|chunk| node.store.contains(chunk.id)));
     let original = surf_chunker::contents(Path::new(SURFER), &Options::default()).unwrap();
     let names = |tensors: &[surf_chunker::Parameter]| -> Vec<(String, Vec<u64>)> {
-        tensors.iter().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect()
+        tensors.iter().map(|tensor| (tensor.name.to_string(), tensor.shape.clone())).collect()
     };
     assert_eq!(names(loaded(&manifest).tensors()), names(&original.tensors));
     let paths: Vec<&str> = manifest.files().iter().map(|file| &*file.path).collect();

@@ -87,7 +87,7 @@ impl Writer<'_> {
                     Some(packing) => {
                         let (name, path) = (&tensor.name, real);
                         let fault =
-                            |why| WriteError::Tensor { tensor: name.clone(), path: path.clone(), why };
+                            |why| WriteError::Tensor { tensor: name.to_string(), path: path.clone(), why };
                         writer.write_all(&packing.pack(&bytes).map_err(fault)?)
                     }
                     None => writer.write_all(&bytes),

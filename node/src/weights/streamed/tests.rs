@@ -64,12 +64,12 @@ impl Bench {
         let expected: Vec<_> = self.weights.checkpoint().group(group).unwrap().collect();
         assert_eq!(got.tensors.len() + got.runs.len(), expected.len());
         for entry in expected {
-            if let Some(runs) = got.runs.get(&entry.name) {
+            if let Some(runs) = got.runs.get(&*entry.name) {
                 self.compare_runs(entry, runs);
                 continue;
             }
-            let tensor = &got.tensors[&entry.name];
-            assert_eq!(tensor.pieces.concat(), self.bytes[&entry.name], "{}", entry.name);
+            let tensor = &got.tensors[&*entry.name];
+            assert_eq!(tensor.pieces.concat(), self.bytes[&*entry.name], "{}", entry.name);
             let shape: Vec<u64> = tensor.shape.iter().map(|&n| n as u64).collect();
             assert_eq!((tensor.dtype, &shape), (entry.dtype, &entry.shape));
             let row = entry.size / entry.shape[0];
@@ -84,7 +84,7 @@ impl Bench {
             assert_eq!(rows.start, next, "{runs:?}");
             next = rows.end;
             let run = self.weights.run(&table.name, rows).unwrap();
-            let expected = &self.bytes[&table.name][rows.start * row..rows.end * row];
+            let expected = &self.bytes[&*table.name][rows.start * row..rows.end * row];
             assert_eq!(run.pieces.concat(), expected, "{rows:?}");
             assert_eq!(run.shape, [rows.len(), table.shape[1] as usize]);
         }

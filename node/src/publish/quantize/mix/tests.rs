@@ -6,7 +6,7 @@ use super::*;
 
 fn tensor(name: &str, shape: &[u64]) -> Parameter {
     let size = Dtype::Bf16.size_of(shape).unwrap();
-    Parameter { name: name.to_owned(), dtype: Dtype::Bf16, shape: shape.to_vec(), file: 0, offset: 0, size }
+    Parameter { name: name.into(), dtype: Dtype::Bf16, shape: shape.to_vec(), file: 0, offset: 0, size }
 }
 
 /// Like Llama 3 8B, but for its widths: 32 blocks, four heads to a key.

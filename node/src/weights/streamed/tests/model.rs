@@ -66,6 +66,7 @@ impl Model {
         let (name, shape, offset) = (name.to_owned(), shape.to_vec(), self.size);
         self.bytes.insert(name.clone(), bytes);
         self.size += size;
+        let name = name.into();
         self.tensors.push((group, Parameter { name, dtype: Dtype::F32, shape, file: 0, offset, size }));
     }
 
@@ -83,7 +84,7 @@ impl Model {
 
     /// Says that the elements of `name`, four bytes each, are of another type, four times as many in a row.
     pub(super) fn retype(&mut self, name: &str, dtype: Dtype) {
-        let (_, entry) = self.tensors.iter_mut().find(|(_, entry)| entry.name == name).unwrap();
+        let (_, entry) = self.tensors.iter_mut().find(|(_, entry)| *entry.name == *name).unwrap();
         entry.dtype = dtype;
         entry.shape[1] *= 4;
     }
