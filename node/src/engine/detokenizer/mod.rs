@@ -58,6 +58,9 @@ pub(crate) struct Decoder {
     first: bool,
     /// Characters shown.
     shown: usize,
+    /// What was told of half a character at the end of the prompt. If it never becomes one, this is what the text goes
+    /// on with, and is not told again.
+    told: String,
 }
 
 /// What became of a token.
@@ -173,7 +176,7 @@ impl Decoder {
     pub(crate) fn new(detokenizer: Option<Arc<Detokenizer>>, special: bool) -> Self {
         let stages = detokenizer.as_ref().map_or(0, |detokenizer| detokenizer.links.len());
         let states = vec![State::default(); stages];
-        Self { detokenizer, states, special, first: true, shown: 0 }
+        Self { detokenizer, states, special, first: true, shown: 0, told: String::new() }
     }
 
     /// For what follows `prompt`. Half a character at its end is shown as broken if it never becomes one
@@ -192,7 +195,7 @@ impl Decoder {
             decoder.push(id);
         }
         if !shows_broken {
-            decoder.states.iter_mut().for_each(State::tell_elsewhere);
+            decoder.told = decoder.clone().give_up();
         }
         decoder.shown = 0;
         decoder
@@ -210,7 +213,11 @@ impl Decoder {
         self.first = false;
         let was_settled = self.is_settled();
         let (text, late) = detokenizer.run(&mut self.states, 0, detokenizer.text(token));
-        self.shown += text.chars().count();
+        let told = text.chars().count();
+        let text = self.untold(text);
+        let shown = text.chars().count();
+        let late = late.saturating_sub(told - shown);
+        self.shown += shown;
         let bytes = match was_settled && self.is_settled() {
             true => text.as_bytes().to_vec(),
             false => detokenizer.bytes(id, first),
@@ -228,7 +235,26 @@ impl Decoder {
                 text += &detokenizer.run(&mut self.states, at + 1, rest).0;
             }
         }
-        text
+        self.untold(text)
+    }
+
+    /// What stands for half a character at the end, if it never becomes one.
+    fn give_up(mut self) -> String {
+        let Some(detokenizer) = self.detokenizer.take() else { return String::new() };
+        let mut links = detokenizer.links.iter().enumerate();
+        let broken = links.find_map(|(at, link)| Some((at, link.give_up(&mut self.states[at])?)));
+        broken.map_or(String::new(), |(at, text)| detokenizer.run(&mut self.states, at + 1, text).0)
+    }
+
+    /// `text`, which comes next, without what was told of it.
+    fn untold(&mut self, text: String) -> String {
+        match text.is_empty() {
+            true => text,
+            false => {
+                let told = std::mem::take(&mut self.told);
+                text.strip_prefix(&told).map(str::to_owned).unwrap_or(text)
+            }
+        }
     }
 
     fn is_settled(&self) -> bool {

@@ -238,11 +238,6 @@ impl State {
     pub(super) fn is_settled(&self) -> bool {
         self.held.is_empty() && !self.utf8.is_pending()
     }
-
-    /// What is pending is told elsewhere if it never becomes a character.
-    pub(super) fn tell_elsewhere(&mut self) {
-        self.utf8.tell_elsewhere();
-    }
 }
 
 impl Link {
@@ -323,16 +318,22 @@ impl Link {
     /// What comes out when nothing more comes in. Half a character is shown as broken only if `ended`.
     pub(super) fn finish(&self, state: &mut State, ended: bool) -> Option<String> {
         match &self.stage {
-            Stage::ByteFallback | Stage::ByteLevel if ended => {
-                let each_byte = matches!(self.stage, Stage::ByteFallback);
-                let broken = if each_byte { Broken::EachByte } else { Broken::EachBeginning };
-                let mut text = String::new();
-                state.utf8.give_up(broken, &mut text);
-                Some(text).filter(|text| !text.is_empty())
-            }
             Stage::Replace { .. } => Some(std::mem::take(&mut state.held)).filter(|held| !held.is_empty()),
+            _ if ended => self.give_up(state),
             _ => None,
         }
+    }
+
+    /// What stands for half a character that never becomes one.
+    pub(super) fn give_up(&self, state: &mut State) -> Option<String> {
+        let broken = match self.stage {
+            Stage::ByteFallback => Broken::EachByte,
+            Stage::ByteLevel => Broken::EachBeginning,
+            _ => return None,
+        };
+        let mut text = String::new();
+        state.utf8.give_up(broken, &mut text);
+        Some(text).filter(|text| !text.is_empty())
     }
 
     /// The bytes of `token` by itself, if this is where tokens become bytes.

@@ -188,6 +188,25 @@ proptest! {
     }
 }
 
+/// What was told of a broken character counts for the stages behind: a space that comes next is not the first letter.
+#[test]
+fn what_a_prompt_ends_with_is_told_once() {
+    let [odd, fallback] = [6, 0].map(|at| tokenizer(&decoders()[at]));
+    compare(&odd, &ids(&odd, &["é", " ,"])).unwrap();
+    let ids = |bytes: &[u8]| {
+        let tokens: Vec<String> = bytes.iter().map(|byte| format!("<0x{byte:02X}>")).collect();
+        ids(&fallback, &tokens.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    // It is the prompt's, unless it becomes a character.
+    for (next, expected) in
+        [(&b"\xac"[..], "€"), (b"\xffc", "\u{fffd}c"), (b"", ""), (b"\xe2\x82\xac", "€")]
+    {
+        let prompt = ids(b"a\xe2\x82");
+        let (text, _) = shown(Decoder::after(detokenizer(&fallback), &prompt, false), &ids(next));
+        assert_eq!(text, expected, "{next:x?}");
+    }
+}
+
 /// Every tokenizer among the fixtures, and that of the bundled model, with texts and with any tokens.
 #[test]
 fn fixtures_are_decoded_as_tokenizers_decodes_them() {

@@ -1,5 +1,7 @@
 //! Bytes to characters as they come. A character whose bytes are not all here yet waits.
 
+use std::ops::Range;
+
 /// What stands for bytes that are part of no character.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
@@ -13,19 +15,12 @@ pub(super) enum Broken {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Utf8 {
     pending: Vec<u8>,
-    /// How many of `pending` are told elsewhere, so that nothing here stands for them if they break.
-    elsewhere: usize,
 }
 
 impl Utf8 {
     /// Whether a character waits for its end.
     pub(super) fn is_pending(&self) -> bool {
         !self.pending.is_empty()
-    }
-
-    /// What is pending is told elsewhere if it never becomes a character.
-    pub(super) fn tell_elsewhere(&mut self) {
-        self.elsewhere = self.pending.len();
     }
 
     /// Adds `bytes`, and to `text` what they complete. Returns how many characters of it stand for
@@ -48,10 +43,9 @@ impl Utf8 {
             text.push_str(std::str::from_utf8(&all[at..end]).unwrap_or_default());
             at = end;
             let Some(length) = valid.error_len() else { break };
-            late += self.replace(at..at + length, before, broken, text);
+            late += replace(at..at + length, before, broken, text);
             at += length;
         }
-        self.elsewhere = self.elsewhere.saturating_sub(at);
         all.drain(..at);
         self.pending = all;
         late
@@ -59,32 +53,22 @@ impl Utf8 {
 
     /// Gives up what is pending. Returns how many characters stand for it.
     pub(super) fn give_up(&mut self, broken: Broken, text: &mut String) -> usize {
-        let length = self.pending.len();
-        let late = if length == 0 { 0 } else { self.replace(0..length, length, broken, text) };
-        *self = Self::default();
-        late
-    }
-
-    /// Writes what stands for the broken bytes in `range`, of which those before `before` are old.
-    fn replace(
-        &self,
-        range: std::ops::Range<usize>,
-        before: usize,
-        broken: Broken,
-        text: &mut String,
-    ) -> usize {
-        let starts = match broken {
-            Broken::EachByte => range,
-            Broken::EachBeginning => range.start..range.start + 1,
-        };
-        let shown = starts.filter(|start| self.elsewhere <= *start);
-        let mut late = 0;
-        for start in shown {
-            text.push(char::REPLACEMENT_CHARACTER);
-            late += usize::from(start < before);
+        match std::mem::take(&mut self.pending).len() {
+            0 => 0,
+            length => replace(0..length, length, broken, text),
         }
-        late
     }
+}
+
+/// Writes what stands for the broken bytes in `range`, which are some. Returns how many characters stand for bytes
+/// before `before`.
+fn replace(range: Range<usize>, before: usize, broken: Broken, text: &mut String) -> usize {
+    let starts = match broken {
+        Broken::EachByte => range,
+        Broken::EachBeginning => range.start..range.start + 1,
+    };
+    text.extend(starts.clone().map(|_| char::REPLACEMENT_CHARACTER));
+    starts.filter(|start| *start < before).count()
 }
 
 #[cfg(test)]
@@ -119,13 +103,5 @@ mod tests {
         assert_eq!((text.as_str(), utf8.is_pending()), ("a", true));
         assert_eq!(utf8.push(b"b", Broken::EachByte, &mut text), 2);
         assert_eq!(text, "a\u{fffd}\u{fffd}b");
-        // What a prompt ends with is the prompt's, unless it becomes a character.
-        for (next, expected) in [(&b"\xac"[..], "€"), (b"c", "c"), (b"\xffc", "\u{fffd}c")] {
-            let mut text = String::new();
-            utf8.push(b"\xe2\x82", Broken::EachByte, &mut text);
-            utf8.tell_elsewhere();
-            utf8.push(next, Broken::EachByte, &mut text);
-            assert_eq!(text, expected);
-        }
     }
 }
