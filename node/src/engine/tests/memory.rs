@@ -23,7 +23,7 @@ fn within(work: u64, context: usize) -> (Engine, Arc<FileWeights>) {
     let architecture = arch::read(&files, weights.checkpoint()).unwrap();
     let working = Working::new(&architecture.shape(), architecture.widths(), work, 2).unwrap();
     let engine =
-        Engine::load_in(Compute::on_host(false), u64::MAX, working, &files, weights.clone(), journal);
+        Engine::load_in(Compute::on_host(true), u64::MAX, working, &files, weights.clone(), journal);
     (engine.unwrap(), weights)
 }
 

@@ -124,7 +124,7 @@ async fn a_head_over_a_large_vocabulary_needs_room_for_two_runs() {
         let working = Working::new(&architecture.shape(), architecture.widths(), 32 << 20, 2).unwrap();
         assert!((1..10).contains(&working.logits_together(10)), "{}", working.logits_together(10));
         let scant = Engine::load_in(
-            Compute::on_host(false),
+            Compute::on_host(true),
             u64::MAX,
             working,
             &files_of_it,
