@@ -88,7 +88,8 @@ fn headers(files: &[Listed]) -> Result<Vec<Option<Header>>, CutError> {
         let mut reader = file.open()?;
         let header = format::read(&mut reader, file.size).map_err(|error| file.failed(error))?;
         needed += file.size / plan::MAX * size_of::<ChunkId>() as u64;
-        needed += header.iter().flat_map(|header| &header.tensors).map(|one| one.name.len() as u64).sum::<u64>();
+        needed +=
+            header.iter().flat_map(|header| &header.tensors).map(|one| one.name.len() as u64).sum::<u64>();
         match needed <= MANIFEST_SIZE_MAX as u64 {
             true => Ok(header),
             false => Err(ManifestError::TooLarge.into()),

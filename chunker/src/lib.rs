@@ -119,7 +119,8 @@ pub fn tensors_of_pickle(file: &[u8]) -> Option<Vec<(String, Range<u64>)>> {
 }
 
 fn places(header: header::Header) -> Vec<(String, Range<u64>)> {
-    let place = |tensor: header::Tensor| (tensor.name.to_string(), tensor.offset..tensor.offset + tensor.size);
+    let place =
+        |tensor: header::Tensor| (tensor.name.to_string(), tensor.offset..tensor.offset + tensor.size);
     header.tensors.into_iter().map(place).collect()
 }
 

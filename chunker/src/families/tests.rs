@@ -271,13 +271,11 @@ fn groups_are_in_order_of_use() {
 
 proptest! {
     #[test]
-    fn names_sort_by_their_parts(one in "[a1.0]{0,8}", two in "[a1.0]{0,8}") {
-        let parts = |name: &str| -> Vec<(u8, usize, String, String)> {
-            let part = |part: &str| match part.trim_start_matches('0') {
-                digits if !part.is_empty() && !part.contains('a') => {
-                    (0, digits.len(), digits.to_owned(), part.to_owned())
-                }
-                _ => (1, 0, part.to_owned(), String::new()),
+    fn names_sort_by_their_parts(one in "(a{16,18})?[a1.0]{0,8}", two in "(a{16,18})?[a1.0]{0,8}") {
+        let parts = |name: &str| -> Vec<(u8, u64, String)> {
+            let part = |part: &str| match part.parse() {
+                Ok(number) => (0, number, part.to_owned()),
+                Err(_) => (1, 0, part.to_owned()),
             };
             name.split('.').map(part).collect()
         };

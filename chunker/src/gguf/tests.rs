@@ -114,7 +114,11 @@ fn what_is_newer_than_the_format_is_told_apart() {
 fn a_tensor_of_a_type_without_a_size_reaches_to_the_next() {
     let sizes = |file: &File, data: usize| -> Vec<(String, u64, Option<u64>)> {
         let header = parsed(&file.bytes(3, data)).unwrap();
-        header.tensors.into_iter().map(|tensor| (tensor.name.to_string(), tensor.size, tensor.block)).collect()
+        header
+            .tensors
+            .into_iter()
+            .map(|tensor| (tensor.name.to_string(), tensor.size, tensor.block))
+            .collect()
     };
     let new = |name: &str, size| (name.to_owned(), size, None);
     let file = File::default()

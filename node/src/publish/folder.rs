@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use surf_chunker::{CutError, Families, Options, Sink};
+use surf_chunker::{CutError, Options, Sink};
 use surf_protocol::{Chunk, ChunkId, Manifest, ModelId};
 use tokio::{runtime, task::spawn_blocking};
 
@@ -83,7 +83,7 @@ pub async fn folder(
         kept: Mutex::default(),
     };
     // What was copied stays at least until the model that it is of is known.
-    let Cut { manifest, places, copied, fault, _leases } =
+    let Cut { manifest, groups, places, copied, fault, _leases } =
         spawn_blocking(move || cutting.cut(&path, &options)).await.map_err(|_| PublishError::Stopped)??;
     name_is_free(store, request, manifest.id())?;
     store.share_manifest(Arc::clone(&manifest)).await?;
@@ -101,7 +101,7 @@ pub async fn folder(
         name: request.name.clone(),
         files: manifest.files().len(),
         tensors: manifest.tensors().len(),
-        groups: surf_chunker::groups(&manifest, &Families::default()).len(),
+        groups,
         chunks: manifest.chunks().len(),
         new_chunks,
         bytes: manifest.files().iter().map(|file| file.size).sum(),
@@ -163,6 +163,8 @@ struct Kept {
 /// What came of it.
 struct Cut {
     manifest: Arc<Manifest>,
+    /// Groups of what is loaded of it.
+    groups: usize,
     /// Where each file is.
     places: Vec<(u32, PathBuf)>,
     /// Chunks that were copied and new, and their bytes.
@@ -186,7 +188,8 @@ impl<P: Fn(Amount) + Send + Sync> Cutting<P> {
         let places = places.collect();
         let Kept { new, bytes, leases } = self.kept.into_inner().expect("no panics while held");
         let fault = checkpoint.fault().map(str::to_owned);
-        Ok(Cut { manifest, places, copied: (new.len(), bytes), fault, _leases: leases })
+        let (groups, copied) = (checkpoint.groups().len(), (new.len(), bytes));
+        Ok(Cut { manifest, groups, places, copied, fault, _leases: leases })
     }
 }
 

@@ -198,8 +198,7 @@ fn what_a_prompt_ends_with_is_told_once() {
         ids(&fallback, &tokens.iter().map(String::as_str).collect::<Vec<_>>())
     };
     // It is the prompt's, unless it becomes a character.
-    for (next, expected) in
-        [(&b"\xac"[..], "€"), (b"\xffc", "\u{fffd}c"), (b"", ""), (b"\xe2\x82\xac", "€")]
+    for (next, expected) in [(&b"\xac"[..], "€"), (b"\xffc", "\u{fffd}c"), (b"", ""), (b"\xe2\x82\xac", "€")]
     {
         let prompt = ids(b"a\xe2\x82");
         let (text, _) = shown(Decoder::after(detokenizer(&fallback), &prompt, false), &ids(next));
