@@ -67,16 +67,7 @@ const OWNERS: &[(&[&str], &[&str])] = &[
     (&["sled", "memmap2"], &["node/src/store"]),
     (&["libc"], &["node/src/store", "node/src/allocator"]),
     (
-        &[
-            "candle_core",
-            "candle_nn",
-            "candle_transformers",
-            "gemm",
-            "fancy_regex",
-            "tokenizers",
-            "minijinja",
-            "minijinja_contrib",
-        ],
+        &["candle_core", "gemm", "fancy_regex", "tokenizers", "minijinja", "minijinja_contrib"],
         &["node/src/engine"],
     ),
     (&["axum"], &["node/src/rpc"]),

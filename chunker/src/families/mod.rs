@@ -21,7 +21,6 @@ mod named;
 mod roberta;
 mod roles;
 mod t5;
-mod whole;
 
 pub use gguf::{gguf_names, under_either_name};
 pub(crate) use group::Use;
@@ -107,7 +106,6 @@ impl Default for Families {
             roberta::FAMILY,
             distilbert::FAMILY,
             t5::FAMILY,
-            whole::FAMILY,
         ])
     }
 }

@@ -15,7 +15,7 @@ use super::{
     host,
     kernels::{Block, View, product, soft_cap, softmax},
     linear::Linear,
-    norm::RmsNorm,
+    norm::Norm,
     pass::Pass,
     rotary::Rotary,
 };
@@ -33,8 +33,10 @@ pub(crate) struct Attention {
     pub(crate) key: Linear,
     pub(crate) value: Linear,
     pub(crate) output: Linear,
-    /// Norms over each head of queries and keys.
-    pub(crate) norms: Option<(RmsNorm, RmsNorm)>,
+    /// Between which numbers queries, keys and values are held, where they are.
+    pub(crate) clip: Option<f32>,
+    /// Norms over queries and keys, each head by itself or all together.
+    pub(crate) norms: Option<(Norm, Norm)>,
     /// None where positions are in the embedding.
     pub(crate) rotary: Option<Arc<Rotary>>,
     pub(crate) heads: usize,
@@ -54,7 +56,12 @@ impl Attention {
     pub(crate) fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, EngineError> {
         let (tokens, _) = x.dims2()?;
         let (mut query, mut key) = (self.query.forward(x)?, self.key.forward(x)?);
-        let value = self.value.forward(x)?;
+        let mut value = self.value.forward(x)?;
+        if let Some(clip) = self.clip {
+            for x in [&mut query, &mut key, &mut value] {
+                *x = x.clamp(-clip, clip)?;
+            }
+        }
         if let Some((query_norm, key_norm)) = &self.norms {
             (query, key) = (query_norm.forward(&query)?, key_norm.forward(&key)?);
         }

@@ -3,8 +3,6 @@
 //! Grows with the sequence, in steps that are reserved first ([`KvCache::grow`]). What a failed pass left
 //! beyond [`KvCache::len`] is overwritten by the next one.
 
-use super::whole::Seen;
-
 /// Bytes of a head's cache without keys and values: itself, and what the allocator needs for two of them.
 const HEAD_BYTES: usize = size_of::<HeadCache>() + 64;
 
@@ -42,8 +40,6 @@ impl CacheShape {
 pub(crate) struct KvCache {
     blocks: Vec<Vec<HeadCache>>,
     len: usize,
-    /// What a model that is not ours keeps instead.
-    pub(crate) whole: Option<Seen>,
 }
 
 /// Keys and values of one head in one block, by tokens.
@@ -57,7 +53,7 @@ pub(crate) struct HeadCache {
 
 impl KvCache {
     pub(crate) fn new(shape: CacheShape) -> Self {
-        Self { blocks: vec![vec![HeadCache::default(); shape.heads]; shape.blocks], len: 0, whole: None }
+        Self { blocks: vec![vec![HeadCache::default(); shape.heads]; shape.blocks], len: 0 }
     }
 
     /// Tokens in it.

@@ -90,7 +90,6 @@ impl LatentShape {
             // Each thread widens one head's rows of the expansion.
             thread: ((plain + value) * latent).max(4 * widest) as u64,
             heads: heads as u64,
-            keys: [0; 2],
         }
     }
 }

@@ -53,8 +53,6 @@ pub(crate) struct WeightSizes {
     total: u64,
     /// Bytes of the largest group.
     largest: u64,
-    /// Whether all are in memory before the first pass.
-    whole: bool,
     /// Bytes of a group that must be copied, because rows are in several chunks: the most, and of which
     /// tensor.
     copied: Option<(u64, String)>,
@@ -99,11 +97,6 @@ impl WeightSizes {
         sizes
     }
 
-    /// Of a model that is in memory whole, as so many bytes.
-    pub(crate) fn whole(bytes: u64) -> Self {
-        Self { total: bytes, largest: bytes, whole: true, copied: None }
-    }
-
     fn copied(&self) -> u64 {
         self.copied.as_ref().map_or(0, |(bytes, _)| *bytes)
     }
@@ -135,7 +128,7 @@ impl Shares {
         };
         let (least, usual) = (of(1, 1), of(PASS_TOKENS_MAX, context));
         // The smallest ring holds the largest group, or half of the budget where that is more.
-        let ring = if sizes.whole { sizes.total.min(memory) } else { sizes.largest.min(memory / 2) };
+        let ring = sizes.largest.min(memory / 2);
         let allowed = BESIDE.saturating_add(memory - ring);
         if allowed < least {
             let cause = match &sizes.copied {
@@ -150,10 +143,6 @@ impl Shares {
                 _ => format!("in config.json, {}", widths.cause(threads)),
             };
             return Err(EngineError::TooWide { cause, needed: least, allowed, memory });
-        }
-        if sizes.whole {
-            // They stream through nothing, to where they stay.
-            return Ok(Self { weights: 0, work: allowed });
         }
         let kept = usual.saturating_sub(BESIDE).min(memory / 4).max(least.saturating_sub(BESIDE));
         let weights = memory.saturating_sub(kept);

@@ -68,7 +68,6 @@ mod stored;
 mod template;
 mod text;
 mod tokenizer;
-mod whole;
 mod widths;
 mod wordpiece;
 
@@ -99,7 +98,6 @@ pub use sampling::{Logprob, Sampling};
 pub use sandbox::enter as enter_sandbox;
 pub use sentence::normalize;
 pub use text::Message;
-pub use whole::is_whole;
 
 use crate::{config, journal::Journal, weights::Weights};
 use actor::{Actor, Command};
@@ -213,13 +211,12 @@ impl Engine {
         let threads = memory::threads();
         let (shape, widths, shares) = described(files, weights.checkpoint(), memory, threads)?;
         let working = Working::new(&shape, widths, shares.work, threads)?;
-        Self::load_in(compute, memory, working, files, weights, journal)
+        Self::load_in(compute, working, files, weights, journal)
     }
 
     /// The same, with `working` for all but weights.
     fn load_in(
         compute: Compute,
-        memory: u64,
         working: Working,
         files: &Files,
         weights: Arc<dyn Weights>,
@@ -228,10 +225,7 @@ impl Engine {
         let pass = working.widths();
         let limits = Limits { bytes: working.budget().left(), encoded: working.rows_alone() };
         let device = Arc::from(compute.name());
-        let architecture = match whole::read(files, &weights, compute.room(memory), &compute.device())? {
-            Some(whole) => whole,
-            None => arch::read(files, weights.checkpoint())?,
-        };
+        let architecture = arch::read(files, weights.checkpoint())?;
         let text = Arc::new(Text::read(files)?);
         let model =
             Model::new(architecture, weights, journal, compute, working)?.stored(Stored::read(files)?);
@@ -485,13 +479,9 @@ fn described(
     threads: usize,
 ) -> Result<(Shape, Widths, Shares), EngineError> {
     runnable(manifest)?;
-    let (shape, widths, sizes) = match whole::describe(files, manifest, memory)? {
-        Some(whole) => (whole.shape, whole.widths, WeightSizes::whole(whole.weights)),
-        None => {
-            let architecture = arch::read(files, manifest)?;
-            (architecture.shape(), architecture.widths(), WeightSizes::of(manifest))
-        }
-    };
+    let architecture = arch::read(files, manifest)?;
+    let (shape, widths) = (architecture.shape(), architecture.widths());
+    let sizes = WeightSizes::of(manifest);
     let shares = Shares::new(&shape, &widths, &sizes, memory, threads)?;
     Ok((shape, widths, shares))
 }

@@ -4,10 +4,7 @@
 //! kept only if its weights stay in memory anyway. Which groups those are, and that the next ones
 //! are on their way, is the business of [`Weights`].
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, LazyLock},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use surf_chunker::{Group, Stack};
@@ -33,10 +30,7 @@ use crate::{
 
 /// Times that a pass is run before it fails because its weights changed on the disk each time. Each time
 /// costs a pass, and fetching what changed; a disk that does this again and again is of no use.
-pub(crate) const TRIES_MAX: usize = 4;
-
-/// What steps that need nothing get.
-pub(crate) static NO_TENSORS: LazyLock<Tensors> = LazyLock::new(Tensors::default);
+const TRIES_MAX: usize = 4;
 
 /// A model, and the layers of it that stay.
 #[derive(Debug)]
@@ -231,11 +225,7 @@ impl Model {
         }
         let mut layers = self.head_layers()?;
         let vocab = self.shape().vocab;
-        let together = match self.architecture.takes_all() {
-            // Its logits were computed with everything else.
-            true => usize::MAX,
-            false => self.working.logits_together(pass.tokens.len()),
-        };
+        let together = self.working.logits_together(pass.tokens.len());
         let wanted = std::mem::take(&mut pass.wanted);
         let (mut parts, mut tries) = (wanted.chunks(together).peekable(), 0);
         while let Some(some) = parts.peek() {
@@ -281,9 +271,6 @@ impl Model {
 
     /// The layer after step `at`, if its weights are here.
     fn next(&mut self, at: usize) -> Result<Option<Arc<dyn Layer>>, EngineError> {
-        if self.architecture.takes_all() {
-            return Ok(None);
-        }
         let Some(step) = self.steps.get(at + 1) else { return Ok(None) };
         match self.weights.ready(&step.group) {
             Some(tensors) => self.layer_of(at + 1, tensors).map(Some),
@@ -293,10 +280,6 @@ impl Model {
 
     /// The layer of step `at`.
     fn layer(&mut self, at: usize) -> Result<Arc<dyn Layer>, EngineError> {
-        if self.architecture.takes_all() {
-            let parts = Parts::new(&NO_TENSORS, &self.compute);
-            return Ok(Arc::from(self.architecture.layer(&self.steps[at], &parts)?));
-        }
         let tensors = self.weights.group(&self.steps[at].group)?;
         self.layer_of(at, tensors)
     }

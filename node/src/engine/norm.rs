@@ -27,7 +27,12 @@ impl LayerNorm {
         Self { weight, bias, eps: eps as f32 }
     }
 
-    /// `[tokens, size]`, each row by itself.
+    /// Over `size` elements, with nothing learned.
+    pub(crate) fn plain(size: usize, eps: f64) -> Self {
+        Self::new(vec![1.0; size].into(), vec![0.0; size].into(), eps)
+    }
+
+    /// `[tokens, n · size]`, each run of `size` elements by itself: the whole row, or each head.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
         let (rows, cols) = x.dims2()?;
         let mut y = host::copy(x)?;
@@ -59,7 +64,7 @@ pub(crate) enum Norm {
 }
 
 impl Norm {
-    /// `[tokens, size]`.
+    /// `[tokens, n · size]`, each run of `size` elements by itself.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
         match self {
             Self::Rms(norm) => norm.forward(x),

@@ -70,22 +70,23 @@ impl<'a> Parts<'a> {
         self.tensors.tensors.contains_key(&name) || self.tensors.runs.contains_key(&name)
     }
 
-    /// The projection to logits called `name`, without bias, from `inputs` to `outputs`.
+    /// The projection to logits called `name`, from `inputs` to `outputs`.
     pub(crate) fn to_logits(
         &self,
         name: &str,
         inputs: usize,
         outputs: usize,
+        bias: bool,
     ) -> Result<Projection, EngineError> {
         let weight = self.name(name, "weight");
         let Some((tensor, rows)) = gguf::find(&weight, |name| self.tensors.runs.get_key_value(name)) else {
-            return Ok(Projection::Whole(self.linear(name, inputs, outputs, false)?));
+            return Ok(Projection::Whole(self.linear(name, inputs, outputs, bias)?));
         };
         let (tensor, rows) = (tensor.clone(), rows.clone());
         match rows.last() {
             Some(last) if last.end == outputs => {
-                let compute = self.compute.clone();
-                Ok(Projection::Runs(Runs { tensor, rows, inputs, outputs, compute }))
+                let (bias, compute) = (self.bias(name, outputs, bias)?, self.compute.clone());
+                Ok(Projection::Runs(Runs { tensor, rows, inputs, outputs, bias, compute }))
             }
             last => {
                 let rows = last.map_or(0, |last| last.end);
@@ -103,11 +104,15 @@ impl<'a> Parts<'a> {
         bias: bool,
     ) -> Result<Linear, EngineError> {
         let weight = self.matrix(name, outputs, inputs)?;
-        let bias = match bias {
-            true => Some(vector(&self.name(name, "bias"), self.raw(name, "bias")?, outputs)?),
-            false => None,
-        };
-        Ok(self.projection(Weight::Rows(weight), bias))
+        Ok(self.projection(Weight::Rows(weight), self.bias(name, outputs, bias)?))
+    }
+
+    /// The bias of the projection called `name`, with `outputs` elements, if there is to be one.
+    fn bias(&self, name: &str, outputs: usize, bias: bool) -> Result<Option<Arc<[f32]>>, EngineError> {
+        match bias {
+            true => Ok(Some(vector(&self.name(name, "bias"), self.raw(name, "bias")?, outputs)?)),
+            false => Ok(None),
+        }
     }
 
     /// The weight of the projection called `name`, with the scales that stand beside it.

@@ -1,7 +1,7 @@
 //! The projection to logits: a layer like any other, or, where its table is too large to be in memory
 //! whole, one run of rows after the other.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::Tensor;
 
@@ -32,6 +32,8 @@ pub(crate) struct Runs {
     pub(crate) rows: Vec<Range<usize>>,
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
+    /// Of all outputs.
+    pub(crate) bias: Option<Arc<[f32]>>,
     /// What computes the products.
     pub(crate) compute: Compute,
 }
@@ -53,7 +55,8 @@ impl Runs {
         for rows in &self.rows {
             let raw = weights.run(&self.tensor, rows)?;
             let weight = parts::matrix(&self.tensor, &raw, rows.len(), self.inputs)?;
-            let part = Linear::new(Weight::Rows(weight), None, self.compute.product(false)).forward(x)?;
+            let bias = self.bias.as_ref().map(|bias| bias[rows.clone()].into());
+            let part = Linear::new(Weight::Rows(weight), bias, self.compute.product(false)).forward(x)?;
             host::read(&part, |part| {
                 for (y, part) in y.chunks_exact_mut(self.outputs).zip(part.chunks_exact(rows.len())) {
                     y[rows.clone()].copy_from_slice(part);

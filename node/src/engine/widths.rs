@@ -48,8 +48,6 @@ pub(crate) struct Stage {
     pub(crate) thread: u64,
     /// Rows of scores for each token that a thread may hold together; 0 where there are none.
     pub(crate) heads: u64,
-    /// For each key, and for each key of each token, where all of them are there together.
-    pub(crate) keys: [u64; 2],
 }
 
 /// How large a pass is.
@@ -131,7 +129,6 @@ impl Stage {
             row: 5 * query + 4 * kv + 2 * hidden + 4 * dim,
             thread: WIDENED_ROWS * hidden.max(query),
             heads: group as u64,
-            keys: [0; 2],
         }
     }
 
@@ -153,9 +150,7 @@ impl Stage {
         let rows_of_scores = rows.min(QUERIES_MAX as u64).saturating_mul(self.heads);
         let scores = rows_of_scores.saturating_mul(keys).min((SCORES_MAX as u64).max(keys));
         let threads = widened.saturating_add(scores).saturating_mul(size.threads as u64);
-        let [each, of_row] = self.keys;
-        let together = keys.saturating_mul(rows.saturating_mul(of_row).saturating_add(each));
-        rows.saturating_mul(self.row).saturating_add(threads).saturating_add(together)
+        rows.saturating_mul(self.row).saturating_add(threads)
     }
 }
 

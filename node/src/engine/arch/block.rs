@@ -1,5 +1,5 @@
 //! One block of a decoder, whatever it is made of: attention, then a feed-forward part, each with a
-//! norm before it, some with another behind, added to what came in.
+//! norm before it, behind it, or both, added to what came in.
 
 use candle_core::Tensor;
 use surf_chunker::Group;
@@ -11,7 +11,7 @@ use crate::engine::{
     experts::Mixture,
     latent::LatentAttention,
     mlp::{GatedMlp, Mlp},
-    norm::Norm,
+    norm::{LayerNorm, Norm},
     parts::Parts,
     pass::Pass,
 };
@@ -19,10 +19,10 @@ use crate::engine::{
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Block {
-    pub(super) before_attention: Norm,
+    pub(super) before_attention: Option<Norm>,
     pub(super) attention: Attending,
     pub(super) after_attention: Option<Norm>,
-    pub(super) before_mlp: Norm,
+    pub(super) before_mlp: Option<Norm>,
     pub(super) mlp: FeedForward,
     pub(super) after_mlp: Option<Norm>,
     /// Whether the feed-forward part sees what attention sees, not what it makes of it.
@@ -53,6 +53,8 @@ pub(super) enum NormKind {
     /// With weights that are added to one.
     RmsFromOne(f64),
     Layer(f64),
+    /// The same, of which nothing was learned.
+    Plain(f64),
 }
 
 impl NormKind {
@@ -62,39 +64,41 @@ impl NormKind {
             Self::Rms(eps) => Norm::Rms(parts.rms_norm(name, size, eps)?),
             Self::RmsFromOne(eps) => Norm::Rms(parts.rms_norm_from_one(name, size, eps)?),
             Self::Layer(eps) => Norm::Layer(parts.layer_norm(name, size, eps)?),
+            Self::Plain(eps) => Norm::Layer(LayerNorm::plain(size, eps)),
         })
     }
 }
 
 impl Layer for Block {
     fn forward(&self, x: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, EngineError> {
-        let seen = self.before_attention.forward(x)?;
+        let seen = normed(&self.before_attention, x)?;
         let attended = match &self.attention {
             Attending::Here(attention) => attention.forward(&seen, pass)?,
             Attending::Latent(attention) => attention.forward(&seen, pass)?,
         };
-        let y = (x + behind(&self.after_attention, attended)?)?;
+        let y = (x + normed(&self.after_attention, &attended)?)?;
         let seen = if self.parallel { x } else { &y };
-        let normed = self.before_mlp.forward(seen)?;
+        let given = normed(&self.before_mlp, seen)?;
         let made = match &self.mlp {
-            FeedForward::Gated(mlp) => mlp.forward(&normed)?,
-            FeedForward::Plain(mlp) => mlp.forward(&normed)?,
-            FeedForward::Mixture(mixture) => mixture.forward(&normed, seen, pass)?,
+            FeedForward::Gated(mlp) => mlp.forward(&given)?,
+            FeedForward::Plain(mlp) => mlp.forward(&given)?,
+            FeedForward::Mixture(mixture) => mixture.forward(&given, seen, pass)?,
         };
-        Ok((&y + behind(&self.after_mlp, made)?)?)
+        Ok((&y + normed(&self.after_mlp, &made)?)?)
     }
 
     fn likely(&self, x: &Tensor) -> Result<Vec<Group>, EngineError> {
         match &self.mlp {
-            FeedForward::Mixture(mixture) => mixture.likely(&self.before_mlp.forward(x)?),
+            FeedForward::Mixture(mixture) => mixture.likely(&normed(&self.before_mlp, x)?),
             FeedForward::Gated(_) | FeedForward::Plain(_) => Ok(Vec::new()),
         }
     }
 }
 
-fn behind(norm: &Option<Norm>, x: Tensor) -> Result<Tensor, EngineError> {
+/// `x` through the norm, where there is one.
+fn normed(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor, EngineError> {
     match norm {
-        Some(norm) => norm.forward(&x),
-        None => Ok(x),
+        Some(norm) => norm.forward(x),
+        None => Ok(x.clone()),
     }
 }

@@ -1,6 +1,6 @@
 //! The decoder that Llama made common: norms before attention and a gated MLP, rotary positions,
-//! grouped queries. Its descendants differ in biases, in further norms, in windows, in what is capped,
-//! and in which matrices are stored as one.
+//! grouped queries. Its descendants differ in biases, in where norms stand and of which kind they are, in windows, in
+//! what is capped or clipped, and in which matrices are stored as one.
 
 use std::{ops::Range, sync::Arc};
 
@@ -18,8 +18,7 @@ use crate::engine::{
     fields::Fields,
     kernels::Activation,
     linear::Linear,
-    mlp::GatedMlp,
-    norm::{Norm, RmsNorm},
+    mlp::{GatedMlp, Mlp},
     parts::Parts,
     rotary::{Rotary, Spelling},
     widths::Stage,
@@ -56,8 +55,16 @@ pub(super) struct Variant {
     pub(super) output_bias: bool,
     /// Whether the MLP has them.
     pub(super) mlp_bias: bool,
-    /// Whether queries and keys are normed, head by head.
-    pub(super) qk_norm: bool,
+    /// The kind of its norms; by root mean square, where nothing is said.
+    pub(super) norm: Option<NormKind>,
+    /// Where they stand.
+    pub(super) norms: NormPlaces,
+    /// Whether queries and keys are normed, and how many of their elements together.
+    pub(super) qk_norm: Option<Together>,
+    /// Between which numbers queries, keys and values are held.
+    pub(super) clip: Option<f32>,
+    /// What the two products of an MLP without a gate are called.
+    pub(super) plain_mlp: Option<[&'static str; 2]>,
     /// The experts that blocks have instead of an MLP.
     pub(super) mixture: Option<Arc<MixtureShape>>,
     /// Whether queries, keys and values are stored as one matrix, and the MLP's gate and what it
@@ -67,8 +74,29 @@ pub(super) struct Variant {
     pub(super) gemma: Option<Gemma>,
 }
 
-/// Norms that are stored as what is added to one, and stand behind attention and MLP too; an embedding
-/// scaled by the square root of its size; scores scaled and capped in another way.
+/// Where a block has norms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum NormPlaces {
+    /// Before attention and MLP.
+    #[default]
+    Before,
+    /// Behind them.
+    Behind,
+    /// Both.
+    Around,
+}
+
+/// How many elements of queries and keys are normed together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Together {
+    /// Each head's.
+    Head,
+    /// All of a token's.
+    All,
+}
+
+/// Norms that are stored as what is added to one; an embedding scaled by the square root of its size; scores scaled and
+/// capped in another way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Gemma {
     /// Scores are divided by its root.
@@ -107,10 +135,7 @@ impl Decoder {
     pub(super) fn read(fields: &Fields<'_>, reading: &Reading<'_>) -> Result<Self, EngineError> {
         let hidden = fields.count("hidden_size", 1..=1 << 16)?;
         let heads = fields.count("num_attention_heads", 1..=1024)?;
-        let kv_heads = fields.count_if("num_key_value_heads", 1..=1024)?.unwrap_or(heads);
-        if !heads.is_multiple_of(kv_heads) {
-            return Err(fields.invalid("num_key_value_heads", format!("does not divide {heads} heads")));
-        }
+        let kv_heads = options::kv_heads(fields, heads)?;
         let head_dim = match fields.count_if("head_dim", 2..=1024)?.or(reading.head_dim) {
             Some(head_dim) => head_dim,
             None => options::head_dim(fields, "num_attention_heads", hidden, heads)?,
@@ -207,9 +232,10 @@ impl Decoder {
     }
 
     fn norm(&self) -> NormKind {
-        match self.variant.gemma {
-            Some(_) => NormKind::RmsFromOne(self.eps),
-            None => NormKind::Rms(self.eps),
+        match (self.variant.norm, self.variant.gemma) {
+            (Some(norm), _) => norm,
+            (None, Some(_)) => NormKind::RmsFromOne(self.eps),
+            (None, None) => NormKind::Rms(self.eps),
         }
     }
 
@@ -224,16 +250,21 @@ impl Decoder {
             _ => &self.rotary,
         };
         let gemma = variant.gemma;
+        let norms = variant.qk_norm.map(|together| {
+            let [queries, keys] = match together {
+                Together::Head => [dim, dim],
+                Together::All => [width, kv_width],
+            };
+            let norm = |name, size| self.norm().read(parts, name, size);
+            Ok::<_, EngineError>((norm("q_norm", queries)?, norm("k_norm", keys)?))
+        });
         Ok(Attention {
             query,
             key,
             value,
             output: parts.linear("o_proj", width, self.hidden, variant.output_bias)?,
-            norms: if variant.qk_norm {
-                Some((self.head_norm(parts, "q_norm")?, self.head_norm(parts, "k_norm")?))
-            } else {
-                None
-            },
+            clip: variant.clip,
+            norms: norms.transpose()?,
             rotary: Some(Arc::clone(rotary)),
             heads: self.heads,
             kv_heads: self.kv_heads,
@@ -243,13 +274,6 @@ impl Decoder {
             soft_cap: gemma.and_then(|gemma| gemma.score_cap),
             block: index,
         })
-    }
-
-    fn head_norm(&self, parts: &Parts<'_>, name: &str) -> Result<RmsNorm, EngineError> {
-        match self.variant.gemma {
-            Some(_) => parts.rms_norm_from_one(name, self.head_dim, self.eps),
-            None => parts.rms_norm(name, self.head_dim, self.eps),
-        }
     }
 
     /// Projections of what the block sees: each by its own name, or all rows of `fused`.
@@ -280,11 +304,16 @@ impl Decoder {
             return Ok(FeedForward::Mixture(Box::new(mixture.layer(index as u32, block)?)));
         }
         let mlp = block.under("mlp");
-        let (inner, bias) = (self.intermediate, self.variant.mlp_bias);
+        let (inner, bias, activation) = (self.intermediate, self.variant.mlp_bias, self.activation);
+        if let Some([up, down]) = self.variant.plain_mlp {
+            let up = mlp.linear(up, self.hidden, inner, bias)?;
+            let down = mlp.linear(down, inner, self.hidden, bias)?;
+            return Ok(FeedForward::Plain(Mlp { up, down, activation }));
+        }
         let [gate, up] =
             self.side_by_side(&mlp, "gate_up_proj", [("gate_proj", inner), ("up_proj", inner)], bias)?;
         let down = mlp.linear("down_proj", inner, self.hidden, bias)?;
-        Ok(FeedForward::Gated(GatedMlp { gate, up, down, activation: self.activation }))
+        Ok(FeedForward::Gated(GatedMlp { gate, up, down, activation }))
     }
 }
 
@@ -298,22 +327,27 @@ impl Blocks for Decoder {
     }
 
     fn block(&self, index: usize, parts: &Parts<'_>) -> Result<Block, EngineError> {
-        let norm = |name| self.norm().read(parts, name, self.hidden);
-        let behind = |name| -> Result<Option<Norm>, EngineError> {
-            self.variant.gemma.map(|_| norm(name)).transpose()
-        };
-        // What Llama calls after attention is before the MLP; Gemma takes the name at its word.
-        let before_mlp = match self.variant.gemma {
-            Some(_) => "pre_feedforward_layernorm",
-            None => "post_attention_layernorm",
+        let norm =
+            |name: Option<&str>| name.map(|name| self.norm().read(parts, name, self.hidden)).transpose();
+        // What Llama calls after attention is before the MLP; others take the name at its word.
+        let [input, attended, before, made] = [
+            "input_layernorm",
+            "post_attention_layernorm",
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
+        ];
+        let [before_attention, after_attention, before_mlp, after_mlp] = match self.variant.norms {
+            NormPlaces::Before => [Some(input), None, Some(attended), None],
+            NormPlaces::Behind => [None, Some(attended), None, Some(made)],
+            NormPlaces::Around => [Some(input), Some(attended), Some(before), Some(made)],
         };
         Ok(Block {
-            before_attention: norm("input_layernorm")?,
+            before_attention: norm(before_attention)?,
             attention: Attending::Here(self.attention(index, &parts.under("self_attn"))?),
-            after_attention: behind("post_attention_layernorm")?,
+            after_attention: norm(after_attention)?,
             before_mlp: norm(before_mlp)?,
             mlp: self.feed_forward(index, parts)?,
-            after_mlp: behind("post_feedforward_layernorm")?,
+            after_mlp: norm(after_mlp)?,
             parallel: false,
         })
     }

@@ -177,10 +177,10 @@ impl Blocks for DeepSeek {
     fn block(&self, index: usize, parts: &Parts<'_>) -> Result<Block, EngineError> {
         let norm = |name| NormKind::Rms(self.decoder.eps()).read(parts, name, self.decoder.hidden());
         Ok(Block {
-            before_attention: norm("input_layernorm")?,
+            before_attention: Some(norm("input_layernorm")?),
             attention: Attending::Latent(self.attention(index, &parts.under("self_attn"))?),
             after_attention: None,
-            before_mlp: norm("post_attention_layernorm")?,
+            before_mlp: Some(norm("post_attention_layernorm")?),
             mlp: self.decoder.feed_forward(index, parts)?,
             after_mlp: None,
             parallel: false,

@@ -2,7 +2,7 @@
 
 use super::{
     Architecture,
-    decoder::{Decoder, Gemma, Reading, Variant},
+    decoder::{Decoder, Gemma, NormPlaces, Reading, Variant},
     options,
 };
 use crate::engine::{EngineError, fields::Fields};
@@ -43,6 +43,7 @@ pub(super) fn variant(fields: &Fields<'_>, sliding: &[bool]) -> Result<Variant, 
         windows: sliding.iter().map(|sliding| window.filter(|_| *sliding)).collect(),
         qkv_bias: bias,
         output_bias: bias,
+        norms: NormPlaces::Around,
         gemma: Some(Gemma { query_scalar, score_cap: None, logit_cap: None }),
         ..Variant::default()
     })

@@ -8,7 +8,7 @@ use surf_chunker::Checkpoint;
 
 use super::{
     Architecture,
-    decoder::{Decoder, Gemma, Reading, Variant},
+    decoder::{Decoder, Gemma, Reading, Together, Variant},
     gemma2, options, root,
 };
 use crate::engine::{
@@ -59,5 +59,8 @@ fn text(
     let variant = gemma2::variant(fields, &sliding)?;
     let gemma = variant.gemma.map(|gemma| Gemma { logit_cap, ..gemma });
     let root = root(manifest, &ROOTS, "embed_tokens.weight")?;
-    Ok(decoder.boxed_under(root, Variant { qk_norm: true, local: Some((sliding, local)), gemma, ..variant }))
+    Ok(decoder.boxed_under(
+        root,
+        Variant { qk_norm: Some(Together::Head), local: Some((sliding, local)), gemma, ..variant },
+    ))
 }

@@ -79,12 +79,13 @@ impl Blocks for Gpt2 {
         let scale = if self.scaled { 1.0 / (head_dim as f64).sqrt() } else { 1.0 };
         let scale = if self.by_block { scale / (index + 1) as f64 } else { scale };
         Ok(Block {
-            before_attention: self.norm.read(parts, "ln_1", hidden)?,
+            before_attention: Some(self.norm.read(parts, "ln_1", hidden)?),
             attention: Attending::Here(Attention {
                 query: third(0)?,
                 key: third(1)?,
                 value: third(2)?,
                 output: attention.linear_along_columns("c_proj", hidden, hidden, 0..hidden)?,
+                clip: None,
                 norms: None,
                 rotary: None,
                 heads: self.heads,
@@ -96,7 +97,7 @@ impl Blocks for Gpt2 {
                 block: index,
             }),
             after_attention: None,
-            before_mlp: self.norm.read(parts, "ln_2", hidden)?,
+            before_mlp: Some(self.norm.read(parts, "ln_2", hidden)?),
             mlp: FeedForward::Plain(Mlp {
                 up: mlp.linear_along_columns("c_fc", hidden, inner, 0..inner)?,
                 down: mlp.linear_along_columns("c_proj", inner, hidden, 0..hidden)?,

@@ -29,6 +29,7 @@ const NAMES: Names = Names {
     blocks: "layers",
     norm: "final_layer_norm",
     heads: &["embed_out", "lm_head"],
+    head_bias: false,
 };
 
 #[derive(Debug)]
@@ -100,12 +101,13 @@ impl Blocks for GptNeox {
             attention.linear_of("query_key_value", hidden, 3 * hidden, &rows, self.bias)
         };
         Ok(Block {
-            before_attention: self.norm.read(parts, "input_layernorm", hidden)?,
+            before_attention: Some(self.norm.read(parts, "input_layernorm", hidden)?),
             attention: Attending::Here(Attention {
                 query: of_each_head(0)?,
                 key: of_each_head(1)?,
                 value: of_each_head(2)?,
                 output: attention.linear("dense", hidden, hidden, self.bias)?,
+                clip: None,
                 norms: None,
                 rotary: Some(Arc::clone(&self.rotary)),
                 heads: self.heads,
@@ -117,7 +119,7 @@ impl Blocks for GptNeox {
                 block: index,
             }),
             after_attention: None,
-            before_mlp: self.norm.read(parts, "post_attention_layernorm", hidden)?,
+            before_mlp: Some(self.norm.read(parts, "post_attention_layernorm", hidden)?),
             mlp: FeedForward::Plain(Mlp {
                 up: mlp.linear("dense_h_to_4h", hidden, inner, true)?,
                 down: mlp.linear("dense_4h_to_h", inner, hidden, true)?,

@@ -10,15 +10,20 @@ mod decoder;
 mod deepseek;
 mod distilbert;
 mod encoder;
+mod gemma;
 mod gemma2;
 mod gemma3;
 mod gpt2;
 mod gpt_neox;
+mod helium;
 mod llama;
 mod mistral;
 mod mixtral;
 mod mixture;
+mod olmo;
+mod olmo2;
 mod options;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen2_moe;
@@ -26,6 +31,7 @@ mod qwen3;
 mod qwen3_moe;
 mod roberta;
 mod stack;
+mod starcoder2;
 mod t5;
 
 #[cfg(test)]
@@ -51,11 +57,6 @@ pub(crate) trait Architecture: fmt::Debug + Send + Sync {
 
     /// What passes visit after the embedding, in order. A pass visits the steps of one stage.
     fn steps(&self) -> Vec<Step>;
-
-    /// Whether it takes all weights itself, before the first pass, so that no step asks for any.
-    fn takes_all(&self) -> bool {
-        false
-    }
 
     /// Where the tokens of a row stand when it is run whole. `mask` says which of them count; the
     /// others are left out of the pass, but may push those after them on.
@@ -152,7 +153,7 @@ pub(crate) fn read(files: &Files, manifest: &Checkpoint) -> Result<Box<dyn Archi
     let model_type = fields.text("model_type")?.ok_or_else(|| fields.invalid("model_type", "is missing"))?;
     let families = Families::default();
     let architecture = families.architecture(model_type);
-    let read = architecture.and_then(|architecture| read_as(architecture, &fields, manifest));
+    let read = architecture.map(|architecture| read_as(architecture, &fields, manifest));
     let mut architecture = read.unwrap_or_else(|| {
         let supported = families.model_types().join(", ");
         Err(EngineError::Unsupported { model_type: model_type.to_owned(), supported })
@@ -161,36 +162,39 @@ pub(crate) fn read(files: &Files, manifest: &Checkpoint) -> Result<Box<dyn Archi
     Ok(architecture)
 }
 
-/// The configuration as that of `architecture`; `None` if that is not read here, because it runs whole.
+/// The configuration as that of `architecture`.
 fn read_as(
     architecture: Known,
     fields: &Fields<'_>,
     manifest: &Checkpoint,
-) -> Option<Result<Box<dyn Architecture>, EngineError>> {
-    Some(match architecture {
+) -> Result<Box<dyn Architecture>, EngineError> {
+    match architecture {
         Known::Bert => bert::read(fields, manifest),
         Known::DeepseekV2 => deepseek::read_v2(fields),
         Known::DeepseekV3 => deepseek::read_v3(fields),
         Known::DistilBert => distilbert::read(fields, manifest),
+        Known::Gemma => gemma::read(fields),
         Known::Gemma2 => gemma2::read(fields),
         Known::Gemma3 => gemma3::read_beside_images(fields, manifest),
         Known::Gemma3Text => gemma3::read(fields, manifest),
         Known::Gpt2 => gpt2::read(fields, manifest),
         Known::GptNeox => gpt_neox::read(fields, manifest),
+        Known::Helium => helium::read(fields),
         Known::Llama => llama::read(fields),
         Known::Mistral => mistral::read(fields),
         Known::Mixtral => mixtral::read(fields),
+        Known::Olmo => olmo::read(fields),
+        Known::Olmo2 => olmo2::read(fields),
+        Known::Phi => phi::read(fields),
         Known::Phi3 => phi3::read(fields),
         Known::Qwen2 => qwen2::read(fields),
         Known::Qwen2Moe => qwen2_moe::read(fields),
         Known::Qwen3 => qwen3::read(fields),
         Known::Qwen3Moe => qwen3_moe::read(fields),
         Known::Roberta => roberta::read(fields, manifest),
+        Known::Starcoder2 => starcoder2::read(fields),
         Known::T5 => t5::read(fields, manifest),
-        Known::Gemma | Known::Helium | Known::Olmo | Known::Olmo2 | Known::Phi | Known::Starcoder2 => {
-            return None;
-        }
-    })
+    }
 }
 
 /// The first of `roots` before which `name` is the name of a tensor.

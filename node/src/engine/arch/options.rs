@@ -29,6 +29,14 @@ pub(super) fn head_dim(
     }
 }
 
+/// How many heads have keys and values, of `heads` that have queries: each of them is shared by as many.
+pub(super) fn kv_heads(fields: &Fields<'_>, heads: usize) -> Result<usize, EngineError> {
+    match fields.count_if("num_key_value_heads", 1..=1024)?.unwrap_or(heads) {
+        kv_heads if heads.is_multiple_of(kv_heads) => Ok(kv_heads),
+        _ => Err(fields.invalid("num_key_value_heads", format!("does not divide {heads} heads"))),
+    }
+}
+
 /// A number above 0, or none where it is `null`.
 pub(super) fn positive(
     fields: &Fields<'_>,

@@ -2,7 +2,7 @@
 
 use super::{
     Architecture,
-    decoder::{Decoder, Reading, Variant},
+    decoder::{Decoder, Reading, Together, Variant},
     qwen2,
 };
 use crate::engine::{EngineError, fields::Fields};
@@ -12,6 +12,11 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Box<dyn Architecture>, EngineE
     let decoder = Decoder::read(fields, &reading)?;
     let windows = qwen2::windows(fields, decoder.blocks())?;
     let bias = fields.flag("attention_bias")?.unwrap_or(false);
-    let variant = Variant { qkv_bias: bias, output_bias: bias, qk_norm: true, windows, ..Variant::default() };
-    Ok(decoder.boxed(variant))
+    Ok(decoder.boxed(Variant {
+        qkv_bias: bias,
+        output_bias: bias,
+        qk_norm: Some(Together::Head),
+        windows,
+        ..Variant::default()
+    }))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Architecture,
-    decoder::{Decoder, Reading, Variant},
+    decoder::{Decoder, Reading, Together, Variant},
     mixture::{self, MixtureShape},
 };
 use crate::engine::{
@@ -23,8 +23,14 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<Box<dyn Architecture>, EngineE
     };
     let windows = vec![window; decoder.blocks()];
     let mixture = Some(Arc::new(mixture(fields, &decoder)?));
-    let variant =
-        Variant { qkv_bias: bias, output_bias: bias, qk_norm: true, windows, mixture, ..Variant::default() };
+    let variant = Variant {
+        qkv_bias: bias,
+        output_bias: bias,
+        qk_norm: Some(Together::Head),
+        windows,
+        mixture,
+        ..Variant::default()
+    };
     Ok(decoder.boxed(variant))
 }
 

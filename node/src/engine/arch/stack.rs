@@ -45,7 +45,7 @@ pub(super) struct Frame {
 }
 
 /// What the parts are called.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Names {
     /// The input embedding.
     pub(super) table: &'static str,
@@ -57,6 +57,8 @@ pub(super) struct Names {
     pub(super) norm: &'static str,
     /// The projection to logits, which stands beside the root.
     pub(super) heads: &'static [&'static str],
+    /// Whether that has a bias.
+    pub(super) head_bias: bool,
 }
 
 /// What makes a family's blocks.
@@ -75,7 +77,15 @@ pub(super) const NAMES: Names = Names {
     blocks: "layers",
     norm: "norm",
     heads: &["lm_head", "language_model.lm_head"],
+    head_bias: false,
 };
+
+impl Stack {
+    /// Whether it has weights of its own behind the blocks: a projection, or a norm with something learned.
+    fn has_head(&self) -> bool {
+        !self.frame.tied || !matches!(self.frame.norm, NormKind::Plain(_))
+    }
+}
 
 impl Architecture for Stack {
     fn shape(&self) -> Shape {
@@ -94,7 +104,9 @@ impl Architecture for Stack {
     fn steps(&self) -> Vec<Step> {
         let block = |index| Step { group: Group::Layer(Of::Decoder, index as u32), head: false };
         let mut steps: Vec<Step> = (0..self.frame.cache.blocks).map(block).collect();
-        steps.push(Step { group: Group::Head, head: true });
+        if self.has_head() {
+            steps.push(Step { group: Group::Head, head: true });
+        }
         if self.frame.tied {
             steps.push(Step { group: Group::Embed, head: true });
         }
@@ -147,12 +159,17 @@ impl Architecture for Stack {
                     return Ok(Box::new(Head { norm, projection: None, soft_cap: None }));
                 }
                 let here = names.heads.iter().find(|name| parts.has(&format!("{name}.weight")));
-                let projection = Some(parts.to_logits(here.unwrap_or(&names.heads[0]), hidden, vocab)?);
+                let name = here.unwrap_or(&names.heads[0]);
+                let projection = Some(parts.to_logits(name, hidden, vocab, names.head_bias)?);
                 Ok(Box::new(Head { norm, projection, soft_cap }))
             }
             Group::Embed => {
-                let projection = Some(rooted.to_logits(names.table, hidden, vocab)?);
-                Ok(Box::new(Head { norm: None, projection, soft_cap }))
+                let projection = Some(rooted.to_logits(names.table, hidden, vocab, false)?);
+                let norm = match self.has_head() {
+                    true => None,
+                    false => Some(norm.read(&rooted, names.norm, hidden)?),
+                };
+                Ok(Box::new(Head { norm, projection, soft_cap }))
             }
             other => Err(EngineError::NoGroup(other.clone())),
         }

@@ -83,6 +83,31 @@ fn hostile_numbers_are_refused_by_field() {
 }
 
 #[test]
+fn a_share_of_a_head_is_at_most_all_of_it() {
+    for field in ["partial_rotary_factor", "rope_parameters"] {
+        for share in [json!(1e5), json!(-1), json!(1.01)] {
+            let mut config = with("model_type", json!("phi"));
+            config[field] = match field {
+                "rope_parameters" => json!({"partial_rotary_factor": share}),
+                _ => share,
+            };
+            let error = read_json(&config).unwrap_err().to_string();
+            assert_eq!(error, "config.json: partial_rotary_factor must be from 0 to 1", "{config}");
+        }
+    }
+}
+
+/// There is no group for the norm of an OLMo, which has no weights.
+#[test]
+fn a_tied_model_whose_norm_has_nothing_learned_ends_in_its_embedding() {
+    let mut olmo = with("model_type", json!("olmo"));
+    let last = |config: &Value| read_json(config).unwrap().steps().split_off(2);
+    assert_eq!(last(&olmo), [Step { group: Group::Head, head: true }]);
+    olmo["tie_word_embeddings"] = json!(true);
+    assert_eq!(last(&olmo), [Step { group: Group::Embed, head: true }]);
+}
+
+#[test]
 fn qwen_windows_only_where_they_are_switched_on() {
     let windows = |config: Value| {
         let config = config.as_object().unwrap().clone();

@@ -151,22 +151,6 @@ impl Compute {
         }
     }
 
-    /// Where candle is to have what it computes by itself.
-    pub(crate) fn device(&self) -> Device {
-        match self {
-            Self::Host(_) => Device::Cpu,
-            Self::Device(on) => on.device.clone(),
-        }
-    }
-
-    /// Bytes of weights that may be there, of `memory` bytes that may be anywhere.
-    pub(crate) fn room(&self, memory: u64) -> u64 {
-        match self {
-            Self::Host(_) => memory,
-            Self::Device(on) => on.room.left().min(memory),
-        }
-    }
-
     /// Who computes with a weight; `stays` says whether its group does.
     pub(crate) fn product(&self, stays: bool) -> Product {
         match self {

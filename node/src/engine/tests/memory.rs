@@ -22,8 +22,7 @@ fn within(work: u64, context: usize) -> (Engine, Arc<FileWeights>) {
     let (weights, journal) = (Arc::new(FileWeights::open(&folder)), Arc::new(Journal::default()));
     let architecture = arch::read(&files, weights.checkpoint()).unwrap();
     let working = Working::new(&architecture.shape(), architecture.widths(), work, 2).unwrap();
-    let engine =
-        Engine::load_in(Compute::on_host(true), u64::MAX, working, &files, weights.clone(), journal);
+    let engine = Engine::load_in(Compute::on_host(true), working, &files, weights.clone(), journal);
     (engine.unwrap(), weights)
 }
 
@@ -178,8 +177,8 @@ fn widths_that_do_not_fit_are_refused_by_name() {
     );
     wide("qwen3-moe", &[("moe_intermediate_size", json!(1 << 20))], &["experts have 1048576", beside]);
     wide("mixtral", &[("intermediate_size", json!(1 << 20))], &["experts have 1048576", beside]);
-    let whole = [("vocab_size", json!(1 << 22))];
-    let error = refused("variants/phi", &whole, 16 << 20).unwrap();
+    let large = [("vocab_size", json!(1 << 22))];
+    let error = refused("variants/phi", &large, 16 << 20).unwrap();
     assert!(error.contains("vocab_size is 4194304") && error.contains(beside), "{error}");
 }
 

@@ -11,7 +11,6 @@ mod saved;
 mod swarm;
 mod text;
 mod weights;
-mod whole;
 
 use std::time::Duration;
 

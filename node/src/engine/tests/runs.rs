@@ -123,15 +123,8 @@ async fn a_head_over_a_large_vocabulary_needs_room_for_two_runs() {
         let architecture = arch::read(&files_of_it, weights.checkpoint()).unwrap();
         let working = Working::new(&architecture.shape(), architecture.widths(), 32 << 20, 2).unwrap();
         assert!((1..10).contains(&working.logits_together(10)), "{}", working.logits_together(10));
-        let scant = Engine::load_in(
-            Compute::on_host(true),
-            u64::MAX,
-            working,
-            &files_of_it,
-            weights,
-            Arc::default(),
-        );
-        let scant = scant.unwrap();
+        let compute = Compute::on_host(true);
+        let scant = Engine::load_in(compute, working, &files_of_it, weights, Arc::default()).unwrap();
         assert!(same(&values(&scant, tokens.clone().into()).await, &whole), "tied: {tied}");
         let request = Request { echo: true, logprobs: Some(1), ..super::tokens(tokens.clone(), 2) };
         let (some, all) = (ask(&scant, request.clone()).await, ask(&load(path), request).await);
