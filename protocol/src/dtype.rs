@@ -4,8 +4,8 @@
 //! type ([`Tag`](crate::manifest::Tag)), and a reader says which of its types that is. So types may be
 //! added here at any time.
 
-/// Element type of a tensor, by what the formats call them. Those whose names begin with Q are GGML's: a row is
-/// runs of elements in blocks of bytes, each with a scale of its own.
+/// Element type of a tensor, by what the formats call them. Those with numbers of bits behind a Q, and MXFP4, are GGML's: a
+/// row is runs of elements in blocks of bytes, each with a scale of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names are the documentation")]
 pub enum Dtype {
@@ -34,6 +34,9 @@ pub enum Dtype {
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
+    Iq4Xs,
+    Mxfp4,
 }
 
 /// The smallest run of elements that has bytes of its own.
@@ -63,6 +66,9 @@ impl Dtype {
             Self::Q4K => (256, 144),
             Self::Q5K => (256, 176),
             Self::Q6K => (256, 210),
+            Self::Iq4Nl => (32, 18),
+            Self::Iq4Xs => (256, 136),
+            Self::Mxfp4 => (32, 17),
         };
         Block { elements, bytes }
     }

@@ -54,7 +54,7 @@ const TORCH: [(&str, Dtype); 15] = [
 ];
 
 /// GGML's types of blocks, by number and name.
-const BLOCKS: [(u32, &str, Dtype); 10] = [
+const BLOCKS: [(u32, &str, Dtype); 13] = [
     (2, "Q4_0", Dtype::Q4_0),
     (3, "Q4_1", Dtype::Q4_1),
     (6, "Q5_0", Dtype::Q5_0),
@@ -65,6 +65,9 @@ const BLOCKS: [(u32, &str, Dtype); 10] = [
     (12, "Q4_K", Dtype::Q4K),
     (13, "Q5_K", Dtype::Q5K),
     (14, "Q6_K", Dtype::Q6K),
+    (20, "IQ4_NL", Dtype::Iq4Nl),
+    (23, "IQ4_XS", Dtype::Iq4Xs),
+    (39, "MXFP4", Dtype::Mxfp4),
 ];
 
 /// GGML's other types that we compute with, by number.
@@ -80,21 +83,18 @@ const PLAIN: [(u32, Dtype); 8] = [
 ];
 
 /// Names of GGML's types that we do not compute with, for who is told so.
-const FOREIGN: [(u32, &str); 14] = [
+const FOREIGN: [(u32, &str); 11] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
     (17, "IQ2_XS"),
     (18, "IQ3_XXS"),
     (19, "IQ1_S"),
-    (20, "IQ4_NL"),
     (21, "IQ3_S"),
     (22, "IQ2_S"),
-    (23, "IQ4_XS"),
     (29, "IQ1_M"),
     (34, "TQ1_0"),
     (35, "TQ2_0"),
-    (39, "MXFP4"),
 ];
 
 /// The type and shape of `tensor`, or a sentence's end that says why it cannot be computed with.
@@ -222,7 +222,7 @@ mod tests {
     fn what_cannot_be_computed_with_is_told() {
         for (tag, shape, size, says) in [
             ("F4", &[6][..], 3, "is of type F4"),
-            ("ggml:23", &[256], 136, "is of type IQ4_XS"),
+            ("ggml:22", &[256], 82, "is of type IQ2_S"),
             ("ggml:99", &[256], 136, "is of type ggml:99"),
             ("torch.complex64", &[1], 8, "is of type torch.complex64"),
             ("U8:Q9_K", &[18], 18, "is of type U8:Q9_K"),

@@ -11,6 +11,7 @@
 //! level        which instructions the processor has
 //! avx2, avx512 the same products, faster
 //! product      weights times activations
+//! widen        blocks as what they stand for, in f32
 //! ```
 //!
 //! Nothing here knows models, files or threads of others, and nothing allocates once its buffers have grown.
@@ -51,6 +52,7 @@ mod product;
 #[cfg(target_arch = "x86_64")]
 mod steps;
 mod tile;
+mod widen;
 
 #[cfg(test)]
 mod tests;
@@ -60,3 +62,4 @@ pub use format::Format;
 pub use level::Level;
 pub use out::Part;
 pub use product::product;
+pub use widen::widen_blocks;

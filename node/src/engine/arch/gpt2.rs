@@ -14,8 +14,14 @@ use crate::engine::{
     parts::Parts, widths::Stage,
 };
 
-const NAMES: Names =
-    Names { table: "wte", positions: Some("wpe"), blocks: "h", norm: "ln_f", heads: &["lm_head"] };
+const NAMES: Names = Names {
+    table: "wte",
+    positions: Some("wpe"),
+    blocks: "h",
+    norm: "ln_f",
+    heads: &["lm_head"],
+    head_bias: false,
+};
 
 #[derive(Debug)]
 struct Gpt2 {

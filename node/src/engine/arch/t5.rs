@@ -249,7 +249,7 @@ impl Architecture for T5 {
 
     fn layer(&self, step: &Step, parts: &Parts<'_>) -> Result<Box<dyn Layer>, EngineError> {
         let norm = |name| parts.under_root(self.root).rms_norm(name, self.hidden, self.eps);
-        let project = |name| parts.to_logits(name, self.hidden, self.vocab);
+        let project = |name| parts.to_logits(name, self.hidden, self.vocab, false);
         match (&step.group, self.decoder) {
             (Group::Layer(stack, index), _) => Ok(Box::new(self.block(*stack, *index as usize, parts)?)),
             (Group::Norm(Encoder), _) => {

@@ -4,7 +4,6 @@
 //! machine. Nothing here knows tensors, models or threads other than rayon's: a call made inside a
 //! thread pool uses that pool.
 
-mod blocks;
 mod columns;
 mod dot;
 mod elementwise;
@@ -22,6 +21,7 @@ pub(crate) use elementwise::{
 };
 pub(crate) use matrix::{Float, Matrix, Run, Scales};
 pub(crate) use product::{Block, View, product};
+use rounded::format;
 pub(crate) use rounded::matmul_rounded;
 pub(crate) use widen::widen;
 

@@ -26,7 +26,8 @@ const TOKENS: usize = 256;
 pub(crate) fn matmul_rounded(weight: &Matrix, x: &[f32], m: usize) -> Vec<f32> {
     let (n, k) = (weight.rows(), weight.cols());
     assert_eq!(x.len(), m * k, "the activations fit the matrix");
-    let Some(format) = format(weight) else { return matmul(weight, x, m) };
+    let format = format(weight.dtype()).filter(|_| !weight.is_scaled());
+    let Some(format) = format else { return matmul(weight, x, m) };
     let level = Level::best();
     let mut y = vec![0.0; m * n];
     for (x, y) in x.chunks(TOKENS * k).zip(y.chunks_mut(TOKENS * n)) {
@@ -47,12 +48,9 @@ pub(crate) fn matmul_rounded(weight: &Matrix, x: &[f32], m: usize) -> Vec<f32> {
     y
 }
 
-/// How the kernels call the type of these weights, if they know it.
-fn format(weight: &Matrix) -> Option<Format> {
-    if weight.is_scaled() {
-        return None;
-    }
-    Some(match weight.dtype() {
+/// What the kernels call a type of weights, if they know it.
+pub(super) fn format(dtype: Dtype) -> Option<Format> {
+    Some(match dtype {
         Dtype::F32 => Format::F32,
         Dtype::F16 => Format::F16,
         Dtype::Bf16 => Format::Bf16,
@@ -66,6 +64,9 @@ fn format(weight: &Matrix) -> Option<Format> {
         Dtype::Q4K => Format::Q4K,
         Dtype::Q5K => Format::Q5K,
         Dtype::Q6K => Format::Q6K,
+        Dtype::Iq4Nl => Format::Iq4Nl,
+        Dtype::Iq4Xs => Format::Iq4Xs,
+        Dtype::Mxfp4 => Format::Mxfp4,
         _ => return None,
     })
 }

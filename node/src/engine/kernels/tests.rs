@@ -127,13 +127,28 @@ fn widening_is_exact() {
 /// what torch says they are. See `make_formats.py`.
 #[test]
 fn what_others_have_packed_is_widened_to_the_same_bits() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/packed.safetensors");
+    use Dtype::{F8E4M3, F8E5M2, Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    compare_packed(
+        "packed",
+        |dtype| format!("{dtype:?}"),
+        &[Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, F8E4M3, F8E5M2],
+    );
+    let name = |dtype| match dtype {
+        Iq4Nl => "IQ4_NL".to_owned(),
+        Iq4Xs => "IQ4_XS".to_owned(),
+        _ => "MXFP4".to_owned(),
+    };
+    compare_packed("packed-iq", name, &[Iq4Nl, Iq4Xs, Mxfp4]);
+}
+
+/// Compares what we make of the blocks in a file with the values beside them.
+fn compare_packed(file: &str, name: impl Fn(Dtype) -> String, dtypes: &[Dtype]) {
+    let file = format!("{}/../tests/fixtures/{file}.safetensors", env!("CARGO_MANIFEST_DIR"));
     let file = std::fs::read(file).unwrap();
     let recorded = SafeTensors::deserialize(&file).unwrap();
-    use Dtype::{F8E4M3, F8E5M2, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
-    for dtype in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, F8E4M3, F8E5M2] {
-        let packed = recorded.tensor(&format!("{dtype:?}.packed")).unwrap();
-        let values = recorded.tensor(&format!("{dtype:?}.values")).unwrap();
+    for &dtype in dtypes {
+        let packed = recorded.tensor(&format!("{}.packed", name(dtype))).unwrap();
+        let values = recorded.tensor(&format!("{}.values", name(dtype))).unwrap();
         let mut expected = vec![0.0; values.data().len() / 4];
         widen(Dtype::F32, values.data(), &mut expected);
         assert_eq!(dtype.size_of(&[expected.len() as u64]), Some(packed.data().len() as u64));

@@ -7,7 +7,7 @@ use bytemuck::pod_read_unaligned;
 use pulp::Arch;
 use surf_protocol::Dtype;
 
-use super::blocks;
+use super::format;
 
 /// Whether [`widen`] takes `dtype`.
 pub(super) fn known(dtype: Dtype) -> bool {
@@ -38,17 +38,10 @@ pub(crate) fn widen(dtype: Dtype, bytes: &[u8], to: &mut [f32]) {
         Dtype::F8E4M3 => each::<1>(bytes, to, |[byte]| f8_e4m3(byte)),
         // The upper half of an IEEE half.
         Dtype::F8E5M2 => each::<1>(bytes, to, |[byte]| f16(u16::from(byte) << 8)),
-        Dtype::Q4_0 => blocks::each(bytes, to, blocks::q4_0),
-        Dtype::Q4_1 => blocks::each(bytes, to, blocks::q4_1),
-        Dtype::Q5_0 => blocks::each(bytes, to, blocks::q5_0),
-        Dtype::Q5_1 => blocks::each(bytes, to, blocks::q5_1),
-        Dtype::Q8_0 => blocks::each(bytes, to, blocks::q8_0),
-        Dtype::Q2K => blocks::each(bytes, to, blocks::q2_k),
-        Dtype::Q3K => blocks::each(bytes, to, blocks::q3_k),
-        Dtype::Q4K => blocks::each(bytes, to, blocks::q4_k),
-        Dtype::Q5K => blocks::each(bytes, to, blocks::q5_k),
-        Dtype::Q6K => blocks::each(bytes, to, blocks::q6_k),
-        other => unreachable!("{other:?} is no float, as `known` says"),
+        other => {
+            let blocks = format(other).is_some_and(|format| surf_kernels::widen_blocks(format, bytes, to));
+            assert!(blocks, "{other:?} is no float, as `known` says");
+        }
     });
 }
 

@@ -54,13 +54,14 @@ async fn check(engine: &Engine, name: &str, tolerance: f32) {
 }
 
 /// Models of one file each.
-const MODELS: [&str; 16] = [
+const MODELS: [&str; 17] = [
     "gemma2",
     "gemma3",
     "gpt2",
     "llama-f16",
     "llama-q8_0",
     "llama-q4_0",
+    "llama-iq",
     "llama-k",
     "llama-biased",
     "llama-inner",
