@@ -12,9 +12,10 @@
 //! avx2, avx512 the same products, faster
 //! product      weights times activations
 //! widen        blocks as what they stand for, in f32
+//! team         threads that compute together
 //! ```
 //!
-//! Nothing here knows models, files or threads of others, and nothing allocates once its buffers have grown.
+//! Nothing here knows models or files, and nothing allocates once its buffers have grown.
 
 #![allow(
     unsafe_code,
@@ -51,6 +52,7 @@ mod portable;
 mod product;
 #[cfg(target_arch = "x86_64")]
 mod steps;
+pub mod team;
 mod tile;
 mod widen;
 

@@ -7,7 +7,7 @@
 use std::{ops::Range, sync::Arc};
 
 use candle_core::Tensor;
-use rayon::prelude::*;
+use surf_kernels::team;
 
 use super::{
     EngineError,
@@ -91,7 +91,7 @@ impl Attention {
                 tasks.push((span.rows.clone(), span.start, head, cache, to));
             }
         }
-        tasks.into_par_iter().for_each(|(rows, start, head, cache, to)| {
+        team::for_each_of(tasks, |(rows, start, head, cache, to)| {
             let column = head * self.head_dim;
             for (at, row) in rows.clone().enumerate() {
                 let place = row * kv_width + column..row * kv_width + column + self.head_dim;

@@ -6,10 +6,10 @@
 //! `q · (Wₖ c) = (Wₖᵀ q) · c`. ("Absorption": DeepSeek-V2, <https://arxiv.org/abs/2405.04434>, §2.1.2.)
 //! Beside the latent stands a part of the key that all heads share and that positions turn.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::Tensor;
-use rayon::prelude::*;
+use surf_kernels::team;
 
 use super::{
     EngineError, host,
@@ -179,15 +179,19 @@ impl LatentAttention {
     ) -> Result<(), EngineError> {
         let rows = self.shape.plain + self.shape.value;
         let matrix = &self.expand;
-        blocks.into_par_iter().enumerate().try_for_each(|(head, to)| {
+        let missing = OnceLock::new();
+        team::for_each_of(blocks.into_iter().enumerate().collect(), |(head, to)| {
             let mut weight = Vec::with_capacity(rows * self.shape.latent);
-            for row in head * rows..(head + 1) * rows {
-                let read = matrix.read_row(row, &mut weight);
-                read.ok_or_else(|| EngineError::tensor("kv_b_proj", format!("has no row {row}")))?;
+            let mut all = head * rows..(head + 1) * rows;
+            match all.find(|row| matrix.read_row(*row, &mut weight).is_none()) {
+                Some(row) => _ = missing.set(row),
+                None => with(head, &weight, to),
             }
-            with(head, &weight, to);
-            Ok(())
-        })
+        });
+        match missing.into_inner() {
+            Some(row) => Err(EngineError::tensor("kv_b_proj", format!("has no row {row}"))),
+            None => Ok(()),
+        }
     }
 
     /// Sums over what was kept, of one sequence whose first token of this pass stands at `start`.
@@ -200,8 +204,8 @@ impl LatentAttention {
             0 => (SCORES_MAX / seen_max).max(1),
             whole => whole,
         };
-        let tasks = query.par_chunks(together * size).zip(to.par_chunks_mut(together * latent));
-        tasks.enumerate().for_each(|(at, (query, to))| {
+        team::for_each_chunk(to, together * latent, |at, to| {
+            let query = &query[at * together * size..][..to.len() / latent * size];
             let rows = query.len() / size;
             let seen = |row: usize| start + (at * together + row) / heads + 1;
             let count = seen(rows - 1);

@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use surf_chunker::{Group, Stack};
+use surf_kernels::team::Team;
 use tokio::time::Instant;
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
     compute::Compute,
     experts::KeptExperts,
     gguf, host,
-    memory::Working,
+    memory::{self, Working},
     parts,
     parts::Parts,
     pass::{Entry, Pass, Span},
@@ -42,7 +43,7 @@ pub(crate) struct Model {
     compute: Compute,
     working: Working,
     stored: Stored,
-    threads: rayon::ThreadPool,
+    team: Team,
     kept: HashMap<Group, Kept>,
     experts: Arc<KeptExperts>,
 }
@@ -92,12 +93,10 @@ impl Model {
                 return Err(EngineError::NoGroup(step.group.clone()));
             }
         }
-        let threads = rayon::ThreadPoolBuilder::new()
-            .thread_name(|at| format!("surf-compute-{at}"))
-            .build()
+        let team = Team::new(memory::threads())
             .map_err(|error| EngineError::Device(format!("no threads to compute with: {error}")))?;
         let (stored, kept, experts) = (Stored::default(), HashMap::new(), Arc::default());
-        Ok(Self { architecture, steps, weights, journal, compute, working, stored, threads, kept, experts })
+        Ok(Self { architecture, steps, weights, journal, compute, working, stored, team, kept, experts })
     }
 
     /// The same, of weights that are stored like this.
@@ -263,7 +262,7 @@ impl Model {
         pass: &mut Pass<'_>,
     ) -> Result<Tensor, EngineError> {
         let start = Instant::now();
-        let y = self.threads.install(|| layer.forward(x, pass))?;
+        let y = self.team.install(|| layer.forward(x, pass))?;
         let took_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.journal.record(Event::GroupComputed { group: self.steps[at].group.to_string(), took_us });
         Ok(y)

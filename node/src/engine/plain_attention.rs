@@ -4,7 +4,7 @@
 //! Padding is not seen because it is not there: only tokens that count are in a pass.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
+use surf_kernels::team;
 
 use super::{
     EngineError,
@@ -150,7 +150,7 @@ impl PlainAttention {
             let columns = Block::whole(mine, scene.tokens, width).columns(&vec![self.head_dim; self.heads]);
             tasks.extend(columns.into_iter().enumerate().map(|(head, to)| (scene, head, to)));
         }
-        tasks.into_par_iter().for_each(|(scene, head, to)| self.head(scene, head, to));
+        team::for_each_of(tasks, |(scene, head, to)| self.head(scene, head, to));
         out
     }
 

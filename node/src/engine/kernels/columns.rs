@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
+use surf_kernels::team;
 
 use super::{Block, Matrix, View, product};
 
@@ -31,10 +31,10 @@ pub(crate) fn matmul_columns(weight: &Matrix, columns: Range<usize>, x: &[f32], 
     let mut out = vec![0.0; m * n];
     let blocks = Block::whole(&mut out, m, n).columns(&widths);
     let tasks: Vec<_> = starts.zip(widths).zip(blocks).collect();
-    tasks.into_par_iter().for_each_init(Vec::new, |scratch, ((start, width), to)| {
-        scratch.resize(k * width, 0.0);
-        weight.read_columns(start..start + width, &mut scratch[..k * width]);
-        product(to, View::new(x, m, k, k), View::new(&scratch[..k * width], k, width, width), 1.0);
+    team::for_each_of(tasks, |((start, width), to)| {
+        let mut scratch = vec![0.0; k * width];
+        weight.read_columns(start..start + width, &mut scratch);
+        product(to, View::new(x, m, k, k), View::new(&scratch, k, width, width), 1.0);
     });
     out
 }

@@ -3,7 +3,7 @@
 //! their precision: with one row of activations this is bound by memory, with many by arithmetic.
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
+use surf_kernels::team;
 
 use super::matrix::{Float, Matrix};
 
@@ -60,7 +60,7 @@ pub(super) fn matmul(weight: &Matrix, x: &[f32], m: usize) -> Vec<f32> {
         rest = after;
         tasks.push((run, out));
     }
-    tasks.into_par_iter().for_each(|(run, out)| {
+    team::for_each_of(tasks, |(run, out)| {
         if let (true, Ok(words)) = (pairs, bytemuck::try_cast_slice(run.bytes())) {
             return Arch::new().dispatch(Task { weights: Weights::Pairs(words), x: &x, m, out });
         }
@@ -78,7 +78,7 @@ pub(super) fn matmul(weight: &Matrix, x: &[f32], m: usize) -> Vec<f32> {
 
 fn transpose(from: &[f32], n: usize, m: usize) -> Vec<f32> {
     let mut to = vec![0.0; n * m];
-    to.par_chunks_mut(LINE * n).enumerate().for_each(|(line, to)| {
+    team::for_each_chunk(&mut to, LINE * n, |line, to| {
         let (first, rows) = (line * LINE, to.len() / n);
         for (j, from) in from.chunks_exact(m).enumerate() {
             for (i, value) in from[first..first + rows].iter().enumerate() {

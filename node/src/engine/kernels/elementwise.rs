@@ -4,7 +4,7 @@
 //! sums run in [`LANES`] partial sums, and `exp` has no branch and no table.
 
 use pulp::Arch;
-use rayon::prelude::*;
+use surf_kernels::team;
 
 /// Partial sums side by side.
 const LANES: usize = 16;
@@ -45,7 +45,7 @@ impl Activation {
 
 /// `activation(x)`, into `x`.
 pub(crate) fn activate(activation: Activation, x: &mut [f32]) {
-    x.par_chunks_mut(TASK_ELEMENTS).for_each(|x| {
+    team::for_each_chunk(x, TASK_ELEMENTS, |_, x| {
         Arch::new().dispatch(|| match activation {
             Activation::Silu => each(x, silu),
             Activation::Gelu => each(x, gelu),
@@ -58,8 +58,8 @@ pub(crate) fn activate(activation: Activation, x: &mut [f32]) {
 
 /// `activation(gate) · up`, into `gate`.
 pub(crate) fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
-    let tasks = gate.par_chunks_mut(TASK_ELEMENTS).zip(up.par_chunks(TASK_ELEMENTS));
-    tasks.for_each(|(gate, up)| {
+    team::for_each_chunk(gate, TASK_ELEMENTS, |at, gate| {
+        let up = &up[at * TASK_ELEMENTS..][..gate.len()];
         Arch::new().dispatch(|| match activation {
             Activation::Silu => gate_with(gate, up, silu),
             Activation::Gelu => gate_with(gate, up, gelu),
@@ -72,7 +72,7 @@ pub(crate) fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
 
 /// Presses each number between `-cap` and `cap`, smoothly: `cap · tanh(x / cap)`.
 pub(crate) fn soft_cap(x: &mut [f32], cap: f32) {
-    x.par_chunks_mut(TASK_ELEMENTS).for_each(|x| {
+    team::for_each_chunk(x, TASK_ELEMENTS, |_, x| {
         Arch::new().dispatch(|| each(x, |x| cap * tanh(x / cap)));
     });
 }
@@ -143,9 +143,14 @@ pub(crate) fn add_scaled(to: &mut [f32], more: &[f32], scale: f32) {
     }
 }
 
+/// Elements of a task, in whole rows of `width`.
+fn whole_rows(width: usize) -> usize {
+    width.max(TASK_ELEMENTS / width * width)
+}
+
 /// Scales each row of `x`, as long as `weight`, to mean square one, then by `weight`.
 pub(crate) fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
-    x.par_chunks_mut(weight.len().max(TASK_ELEMENTS / weight.len() * weight.len())).for_each(|rows| {
+    team::for_each_chunk(x, whole_rows(weight.len()), |_, rows| {
         Arch::new().dispatch(|| {
             for row in rows.chunks_exact_mut(weight.len()) {
                 let mean = sum_of_squares(row) / row.len() as f32;
@@ -161,7 +166,7 @@ pub(crate) fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
 /// Shifts and scales each row of `x`, as long as `weight`, to mean zero and variance one, then by
 /// `weight` and `bias`.
 pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
-    x.par_chunks_mut(weight.len().max(TASK_ELEMENTS / weight.len() * weight.len())).for_each(|rows| {
+    team::for_each_chunk(x, whole_rows(weight.len()), |_, rows| {
         Arch::new().dispatch(|| {
             for row in rows.chunks_exact_mut(weight.len()) {
                 let mean = sum_of(row, |x| x) / row.len() as f32;

@@ -1,8 +1,7 @@
 //! Arithmetic on slices of f32, as fast as the processor allows.
 //!
 //! The instruction set is chosen when the program runs (`pulp`), so one binary is right for every
-//! machine. Nothing here knows tensors, models or threads other than rayon's: a call made inside a
-//! thread pool uses that pool.
+//! machine. Nothing here knows tensors, models or threads: a call made inside a team (`surf_kernels::team`) uses that team.
 
 mod columns;
 mod dot;

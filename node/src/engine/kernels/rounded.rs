@@ -1,8 +1,7 @@
 //! Activations that are rounded to what the weights' type asks for, times weights as they are stored: the products
 //! of `surf-kernels`, spread over threads.
 
-use rayon::prelude::*;
-use surf_kernels::{Activations, Format, Level, Part};
+use surf_kernels::{Activations, Format, Level, Part, team};
 use surf_protocol::Dtype;
 
 use super::{Matrix, matmul};
@@ -40,10 +39,9 @@ pub(crate) fn matmul_rounded(weight: &Matrix, x: &[f32], m: usize) -> Vec<f32> {
             rest = after;
             tasks.push((run, part));
         }
-        let one = |(run, part): (super::Run<'_>, Part<'_>)| {
+        team::for_each_of(tasks, |(run, part)| {
             surf_kernels::product(level, format, run.bytes(), &activations, part);
-        };
-        tasks.into_par_iter().for_each(one);
+        });
     }
     y
 }
