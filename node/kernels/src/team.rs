@@ -54,6 +54,15 @@ pub struct Team {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// The machine's own clock.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "threads wait for each other in real time, also where nodes are simulated"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
 /// A value on cache lines of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -112,7 +121,7 @@ impl Team {
             done: Alone::default(),
             job: UnsafeCell::new((std::ptr::null(), nothing)),
             alone_until: AtomicU64::default(),
-            began: Instant::now(),
+            began: now(),
             panic: Mutex::default(),
             busy: AtomicBool::default(),
             asleep: AtomicUsize::default(),
@@ -136,7 +145,7 @@ impl Team {
 
     /// Calls `with`, in which [`for_each`] and its kin use this team.
     pub fn install<R>(&self, with: impl FnOnce() -> R) -> R {
-        let _installed = Installed::new((!self.threads.is_empty()).then(|| Arc::as_ptr(&self.shared)));
+        let _installed = Installed::new((!self.threads.is_empty()).then_some(Arc::as_ptr(&self.shared)));
         with()
     }
 }
@@ -172,13 +181,13 @@ impl Drop for Installed {
 impl Shared {
     /// What a thread of the team does all its life.
     fn serve(&self) {
-        let (mut seen, mut idle) = (0, Instant::now());
+        let (mut seen, mut idle) = (0, now());
         while !self.stop.load(Relaxed) {
             let region = self.cursor.0.load(Acquire) >> HALF;
             if region != seen {
                 seen = region;
                 self.work(region);
-                idle = Instant::now();
+                idle = now();
             } else if idle.elapsed() < SPIN {
                 std::hint::spin_loop();
             } else {
@@ -188,7 +197,7 @@ impl Shared {
                     thread::park_timeout(SLEEP);
                 }
                 self.asleep.fetch_sub(1, SeqCst);
-                idle = Instant::now();
+                idle = now();
             }
         }
     }
@@ -230,12 +239,12 @@ impl Shared {
             if turns < TURNS {
                 std::hint::spin_loop();
             } else {
-                since.get_or_insert_with(Instant::now);
+                since.get_or_insert_with(now);
                 thread::yield_now();
             }
         }
         if since.is_some_and(|since| LATE < since.elapsed()) {
-            self.alone_until.store(self.now() + ALONE.as_micros() as u64, Relaxed);
+            self.alone_until.store(self.micros() + ALONE.as_micros() as u64, Relaxed);
         }
     }
 
@@ -243,7 +252,7 @@ impl Shared {
     fn is_alone(&self) -> bool {
         match self.alone_until.load(Relaxed) {
             0 => false,
-            until if self.now() < until => true,
+            until if self.micros() < until => true,
             _ => {
                 self.alone_until.store(0, Relaxed);
                 false
@@ -252,7 +261,7 @@ impl Shared {
     }
 
     /// Microseconds since the team began.
-    fn now(&self) -> u64 {
+    fn micros(&self) -> u64 {
         self.began.elapsed().as_micros() as u64
     }
 
@@ -335,6 +344,11 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::disallowed_methods, reason = "threads wait for each other in real time")]
+    fn sleep(time: Duration) {
+        thread::sleep(time);
+    }
+
     #[test]
     fn every_task_is_done_once() {
         for threads in [1, 2, 3, 8] {
@@ -360,7 +374,7 @@ mod tests {
                 for_each_chunk(&mut sums, 5, |_, some| some.iter_mut().for_each(|sum| *sum += round))
             });
             if round % 2_000 == 0 {
-                thread::sleep(2 * SPIN);
+                sleep(2 * SPIN);
             }
         }
         assert!(sums.iter().all(|sum| *sum == (1..20_000).sum()), "{sums:?}");
@@ -410,7 +424,7 @@ mod tests {
                 for_each(8, |_| {
                     // As long as the first thread has nothing left to do, and longer.
                     let is_other = thread::current().id() != me;
-                    thread::sleep(if is_other { 10 * LATE } else { LATE / 10 });
+                    sleep(if is_other { 10 * LATE } else { LATE / 10 });
                     elsewhere.fetch_add(u32::from(is_other), Relaxed);
                 });
             });
